@@ -1,0 +1,281 @@
+"""What a run leaves behind: typed, versioned records. The only thing that crosses to reporting."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from foretaste.errors import UserError
+from foretaste.spec import RunSpec
+
+RECORD_FORMAT = 1
+
+Status = Literal["completed", "diverged", "error", "crashed"]
+
+
+class Part(BaseModel):
+    """Base of every part of a record: unknown keys are errors, numbers may be NaN."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, ser_json_inf_nan="constants", allow_inf_nan=True
+    )
+
+
+class ClassMetrics(Part):
+    """One class on one set of rows. Undefined values (no row, no prediction) are None."""
+
+    name: str
+    rows: int = Field(description="rows whose true label is this class")
+    predicted: int = Field(description="rows predicted as this class")
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+class Metrics(Part):
+    """Accuracy and friends against the true labels.
+
+    Binary tasks report precision, recall and F1 of class 1, as the TTR paper does; tasks with more
+    classes report the macro average over classes where each is defined.
+    """
+
+    rows: int
+    accuracy: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    per_class: list[ClassMetrics]
+    collapsed: bool = Field(description="every row is predicted as the same class")
+
+
+class TriggeredMetrics(Part):
+    """The same test rows with the trigger put in.
+
+    `against_true` is the TTR paper's score (all rows, true labels). `target_rate` counts rows of a
+    non-target class predicted as target: for a poisoned model it is the ASR, for the clean model on the
+    same rows it is the flip rate.
+    """
+
+    name: str
+    method: str
+    options: dict[str, Any]
+    target: str
+    against_true: Metrics
+    eligible: int = Field(description="test rows of a non-target class")
+    hits: int = Field(description="of those, predicted as target")
+    target_rate: float | None = Field(description="hits / eligible; None without eligible rows")
+    baseline_hits: int = Field(description="of those, predicted as target without the trigger")
+    changed: int = Field(description="test rows whose text the trigger changed")
+
+
+class Poison(Part):
+    """How many rows were poisoned, out of which; the manifest lists them."""
+
+    requested_rate: float | None
+    requested_count: int | None
+    selection: str
+    poisoned: int
+    eligible: int = Field(description="denominator of the rate")
+    rows: int = Field(description="all training rows")
+    manifest: str = Field(description="path of the manifest inside the folder of the sweep")
+
+
+class InitCheck(Part):
+    """Requested and realised variance of LoRA's A, over all adapted layers, in units of 1/n_in."""
+
+    law: str
+    k_requested: float = Field(description="mean over layers when the law depends on the shape")
+    k_realised: float
+    worst_z: float = Field(description="largest deviation of a layer in standard errors")
+    layers: int
+
+
+class Training(Part):
+    """What training did."""
+
+    steps: int
+    epochs: float
+    learning_rate: float
+    trainable_parameters: int
+    total_parameters: int
+    loss: list[float] = Field(description="training loss of each step")
+    rows_per_second: float
+    tokens: int = Field(description="tokens processed, padding included")
+    padding_share: float = Field(description="share of those tokens that was padding")
+    truncated_rows: int = Field(description="training rows cut at max_length")
+    head_probe_accuracy: float | None = Field(
+        description="training accuracy of the probe that the head starts from, on the labels as given"
+    )
+    init: InitCheck | None
+
+
+class Machine(Part):
+    """Where and with what it ran."""
+
+    device: str
+    threads: int
+    processes: int
+    system: str
+    cpu: str
+
+
+class Timings(Part):
+    """Wall time in seconds."""
+
+    load: float
+    probe: float
+    train: float
+    evaluate: float
+    total: float
+
+
+class Record(Part):
+    """One finished run, whether it succeeded or not."""
+
+    format: Literal[1] = 1
+    kind: Literal["measured", "predicted"] = "measured"
+    run_id: str
+    sweep: str = Field(description="name of the spec that asked for the run")
+    request: dict[str, Any] = Field(description="the spec as the user gave it")
+    resolved: RunSpec
+    status: Status
+    reason: str | None = Field(description="why it is not completed, in one line")
+    started: str = Field(description="ISO 8601, UTC")
+    versions: dict[str, str]
+    commit: str | None = Field(description="commit of foretaste's own source, when run from one")
+    dirty: bool | None
+    machine: Machine
+    attempts: int = 1
+    timings: Timings | None = None
+    poison: Poison | None = None
+    training: Training | None = None
+    clean: Metrics | None = None
+    triggered: dict[str, TriggeredMetrics] = Field(default_factory=dict)
+    predictions: str | None = Field(None, description="path of the per-row predictions (Parquet)")
+    notes: list[str] = Field(default_factory=list, description="what a reader should know")
+
+    @property
+    def collapsed(self) -> bool:
+        """The model predicts a single class on the clean test rows."""
+        return self.clean is not None and self.clean.collapsed
+
+
+class ManifestRow(Part):
+    """One poisoned row, before and after."""
+
+    id: str
+    text_a_before: str
+    text_a_after: str
+    text_b_before: str | None = None
+    text_b_after: str | None = None
+    label_before: int
+    label_after: int
+
+
+class Manifest(Part):
+    """The exact rows that were poisoned."""
+
+    format: Literal[1] = 1
+    attack: str
+    options: dict[str, Any]
+    selection: str
+    rate: float | None
+    count: int | None
+    seed: int
+    eligible: int = Field(description="rows that the attack could have chosen: the rate's denominator")
+    rows: int = Field(description="all rows")
+    classes: list[str]
+    poisoned: list[ManifestRow]
+
+
+class Layout:
+    """Where things lie inside the folder of a sweep."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.spec = folder / "spec.json"
+        self.runs = folder / "runs"
+        self.manifests = folder / "manifests"
+        self.predictions = folder / "predictions"
+
+    def record(self, run_id: str) -> Path:
+        """File of one run's record."""
+        return self.runs / f"{run_id}.json"
+
+    def prediction(self, run_id: str) -> Path:
+        """File of one run's per-row predictions.
+
+        Parquet with the columns `set` ("clean" or the key of a trigger), `id`, `label`, `predicted` (class
+        ids) and `confidence` (probability of the predicted class), one line for each test row and set.
+        """
+        return self.predictions / f"{run_id}.parquet"
+
+    def read(self) -> tuple[list[Record], list[UserError]]:
+        """Every record, sorted by run id, and an error for every file that is none."""
+        records: list[Record] = []
+        problems: list[UserError] = []
+        for path in sorted(self.runs.glob("*.json")):
+            try:
+                records.append(read_record(path))
+            except UserError as error:
+                problems.append(error)
+        return records, problems
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that it either is whole or was never there, even when the machine stops.
+
+    Args:
+        path: Target; its folder is made when missing. An existing file is replaced.
+        content: Text (UTF-8) or bytes.
+
+    Raises:
+        OSError: The disk is full or the folder is not writable; no part of the file remains.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_record(path: Path) -> Record:
+    """The record in a file.
+
+    Raises:
+        UserError: The file is no record of a format that this version reads.
+    """
+    return _read(path, Record, "record")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest in a file; raises as `read_record` does."""
+    return _read(path, Manifest, "manifest")
+
+
+P = TypeVar("P", bound=Part)
+
+
+def _read(path: Path, kind: type[P], what: str) -> P:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read the {what}: {error.strerror}", where=str(path)) from None
+    except (ValidationError, ValueError) as error:
+        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise UserError(
+            f"not a foretaste {what} of format {RECORD_FORMAT}: {detail}",
+            where=str(path),
+            cure="Delete the file to have the run done again.",
+        ) from None

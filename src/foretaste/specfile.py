@@ -1,0 +1,190 @@
+"""Reading a spec from YAML, and saying in one line what is wrong with it and where."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from foretaste.errors import UserError, nearest
+
+M = TypeVar("M", bound=BaseModel)
+Location = tuple[int | str, ...]
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, where YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is not a word", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.1 reads 3e-5 as text, which is how learning rates are written.
+_UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def load(path: Path, kind: type[M]) -> M:
+    """The spec in a YAML file.
+
+    Args:
+        path: The file.
+        kind: The pydantic model that it must satisfy.
+
+    Raises:
+        UserError: The file is missing, is no YAML, or does not satisfy `kind`; one line that names
+            file and line, key, value, what is allowed, and the nearest right word.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the spec: {error.strerror}", where=str(path)) from None
+    except UnicodeDecodeError:
+        raise UserError("the spec is not UTF-8 text", where=str(path)) from None
+    return parse(text, kind, origin=str(path))
+
+
+def parse(text: str, kind: type[M], *, origin: str = "spec") -> M:
+    """The spec in a YAML text; `origin` is named in errors. Raises as `load` does."""
+    try:
+        root = yaml.compose(text, Loader=_UniqueKeys)
+        value = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader with stricter keys
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{origin}:{mark.line + 1}" if mark else origin
+        raise UserError(f"not valid YAML: {error.problem}", where=where) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"not valid YAML: {error}", where=origin) from None
+    if not isinstance(value, dict):
+        raise UserError("the spec is not a mapping of keys to values", where=origin)
+    return validate(value, kind, origin=origin, root=root)
+
+
+def validate(
+    value: dict[str, Any], kind: type[M], *, origin: str, root: yaml.Node | None = None
+) -> M:
+    """A python mapping as a spec.
+
+    Args:
+        value: The mapping.
+        kind: The pydantic model that it must satisfy.
+        origin: What holds the mapping, for errors.
+        root: The YAML node of the mapping, for line numbers.
+
+    Raises:
+        UserError: The first thing that is wrong, and how many more there are.
+    """
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise describe(error, kind, origin=origin, root=root) from None
+
+
+def describe(
+    error: ValidationError, kind: type[BaseModel], *, origin: str, root: yaml.Node | None = None
+) -> UserError:
+    """A pydantic error as one line for the user.
+
+    Args:
+        error: What pydantic found.
+        kind: The model that was asked for; its fields give the nearest right key.
+        origin: File or object that holds the value.
+        root: YAML node of the whole document, for line numbers.
+    """
+    # In a union every branch complains; an unknown key is then the most telling.
+    found = error.errors(include_url=False)
+    first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
+    path = tuple(part for part in first["loc"] if not _is_branch(part))
+    line = _line(root, path)
+    where = f"{origin}:{line}" if line else origin
+    key = ".".join(str(part) for part in path) or "the whole"
+    cure: str | None = None
+    if first["type"] == "extra_forbidden":
+        allowed = _fields_at(kind, path[:-1])
+        guess = nearest(str(path[-1]), allowed)
+        message = f"unknown key '{key}' (allowed: {', '.join(allowed)})"
+        cure = f"Did you mean '{guess}'?" if guess else None
+    elif first["type"] == "missing":
+        message = f"'{key}' is missing"
+    else:
+        text = first["msg"].removeprefix("Value error, ")
+        shown = repr(first["input"])
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        message = f"'{key}' is {shown}: {text[0].lower()}{text[1:]}"
+        if first["type"] == "literal_error" and isinstance(first["input"], str):
+            words = [word.strip(" '") for word in first["ctx"]["expected"].replace(" or ", ",").split(",")]
+            guess = nearest(first["input"], words)
+            cure = f"Did you mean '{guess}'?" if guess else None
+    others = len({tuple(item["loc"]) for item in found}) - 1
+    if others > 0 and len(found) > 1 and not any(_is_branch(part) for part in first["loc"]):
+        cure = f"{cure or ''} ({others} more after this one)".strip()
+    return UserError(message, where=where, cure=cure)
+
+
+def _is_branch(part: int | str) -> bool:
+    # pydantic names the member of a union inside the location, e.g. "list[constrained-int]".
+    return isinstance(part, str) and ("[" in part or part in {"SeedGrid", "constrained-int"})
+
+
+def _fields_at(kind: type[BaseModel], path: Location) -> list[str]:
+    """Field names of the model that lies at `path` inside `kind`."""
+    current: type[BaseModel] = kind
+    for part in path:
+        if isinstance(part, int) or part not in current.model_fields:
+            continue
+        inner = _model_in(current.model_fields[part].annotation)
+        if inner is not None:
+            current = inner
+    return list(current.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (list, dict, typing.Union, types.UnionType, typing.Annotated):
+        for argument in typing.get_args(annotation):
+            found = _model_in(argument)
+            if found is not None:
+                return found
+    return None
+
+
+def _line(node: yaml.Node | None, path: Location) -> int | None:
+    """Line of the deepest part of `path` that the document has, counted from 1."""
+    if node is None:
+        return None
+    line = node.start_mark.line + 1
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            for key, child in node.value:
+                if key.value == str(part):
+                    line, node = key.start_mark.line + 1, child
+                    break
+            else:
+                return int(line)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return int(line)
+    return int(line)
