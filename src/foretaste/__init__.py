@@ -1,1 +1,27 @@
 """foretaste: how far poisoned training data can push a language model, predicted and measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from foretaste.errors import UserError
+
+if TYPE_CHECKING:
+    from foretaste.api import measure, poison
+    from foretaste.report import report
+
+__version__ = "0.1.0"
+__all__ = ["UserError", "__version__", "measure", "poison", "report"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: torch and altair take seconds, and reporting needs no torch.
+    if name in {"measure", "poison"}:
+        from foretaste import api
+
+        return getattr(api, name)
+    if name == "report":
+        from foretaste.report import report
+
+        return report
+    raise AttributeError(f"module 'foretaste' has no attribute '{name}'")

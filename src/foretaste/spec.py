@@ -81,9 +81,8 @@ class ModelSpec(Strict):
     max_length: PositiveInt = Field(128, description="tokens; longer inputs are cut and counted")
     eval_max_length: PositiveInt | None = Field(None, description="tokens at test; as in training")
     pair_separator: str | None = Field(
-        None, description="join pairs by this text (paper: ' <SEP> ') instead of the tokenizer's own way"
+        None, description="join pairs by this text (paper: ' <SEP> '), not in the tokenizer's own way"
     )
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
 class TrainingSpec(Strict):
@@ -107,6 +106,9 @@ class TrainingSpec(Strict):
         "length", description="batches of similar length, in an order fixed by the order seed"
     )
     padding: Literal["longest", "max_length"] = "longest"
+    precision: Literal["float32", "bfloat16", "mixed-bfloat16", "mixed-float16"] = Field(
+        "float32", description="of the weights; mixed-*: float32 weights under autocast"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
     @model_validator(mode="after")

@@ -1,0 +1,241 @@
+"""foretaste from Python: poison a data set, measure a sweep, make a report."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foretaste.errors import UserError
+from foretaste.record import Manifest, write_atomic
+from foretaste.spec import AdapterSpec, AttackSpec, Columns, MeasureSpec
+from foretaste.specfile import load as load_spec
+from foretaste.specfile import validate
+
+if TYPE_CHECKING:
+    import peft
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from foretaste.attacks import Poisoned
+    from foretaste.experiments.measure import Measured, Watcher
+
+MEMORY = "memory"
+"""What `data.source` and `model.base` say when the caller hands over objects."""
+
+
+def poison(
+    rows: Dataset,
+    attack: str,
+    *,
+    rate: float | None = None,
+    count: int | None = None,
+    selection: str = "exact-nested",
+    seed: int = 0,
+    columns: Columns | None = None,
+    labels: Sequence[str] | None = None,
+    **options: Any,
+) -> Poisoned:
+    """Poison a data set in memory.
+
+    Args:
+        rows: A data set with a text and a label column, named by `columns` or by convention.
+        attack: Name of the attack (`foretaste list attacks`).
+        rate: Share of the eligible rows, in [0, 1].
+        count: Number of rows, instead of a rate.
+        selection: "exact-nested" (default) or "bernoulli".
+        seed: Decides which rows are chosen, and how.
+        columns: Names of the columns.
+        labels: Class names in the order of their ids.
+        **options: The attack's own options, such as `text="cf"`.
+
+    Returns:
+        The poisoned rows (columns id, text_a, text_b, label) and the manifest of what changed.
+
+    Raises:
+        UserError: The attack, its options or the amount do not fit the rows.
+    """
+    from foretaste import data
+
+    loaded = data.from_dataset(rows, columns=columns, labels=list(labels) if labels else None)
+    return _poison(loaded.train, loaded.classes, attack, rate, count, selection, seed, options)
+
+
+def poison_file(
+    source: Path,
+    target: Path,
+    manifest: Path,
+    attack: str,
+    *,
+    rate: float | None = None,
+    count: int | None = None,
+    selection: str = "exact-nested",
+    seed: int = 0,
+    columns: Columns | None = None,
+    labels: Sequence[str] | None = None,
+    **options: Any,
+) -> Manifest:
+    """Write a poisoned copy of a data file with all its columns, and a manifest of the changed rows.
+
+    Args:
+        source: CSV, TSV, JSON Lines or Parquet.
+        target: The copy, in the format that its suffix names.
+        manifest: Where the manifest goes (JSON).
+        attack: Name of the attack.
+        rate: Share of the eligible rows.
+        count: Number of rows, instead of a rate.
+        selection: "exact-nested" or "bernoulli".
+        seed: Decides which rows are chosen, and how.
+        columns: Names of the columns.
+        labels: Class names in the order of their ids.
+        **options: The attack's own options.
+
+    Raises:
+        UserError: As `poison`, or a file that cannot be read, or a target that is the source.
+    """
+    from foretaste import data
+
+    if target.exists() and target.samefile(source):
+        raise UserError("input and output are the same file", where=str(target))
+    file = data.read_rows(source, columns, labels=labels)
+    poisoned = _poison(file.rows, file.classes, attack, rate, count, selection, seed, options)
+    data.write_rows(file, poisoned.rows, target)
+    write_atomic(manifest, poisoned.manifest.model_dump_json(indent=1))
+    return poisoned.manifest
+
+
+def _poison(
+    rows: Dataset,
+    classes: list[str],
+    attack: str,
+    rate: float | None,
+    count: int | None,
+    selection: str,
+    seed: int,
+    options: Mapping[str, Any],
+) -> Poisoned:
+    from foretaste import attacks
+
+    if (rate is None) == (count is None):
+        raise UserError("give a rate or a count, one of the two")
+    amount = {"rates": [rate]} if rate is not None else {"counts": [count]}
+    spec = validate(
+        {"method": attack, "selection": selection, **amount, **options}, AttackSpec, origin="poison"
+    )
+    return attacks.poison(
+        rows,
+        attacks.build(attack, spec.options, classes),
+        method=attack,
+        classes=classes,
+        seed=seed,
+        rate=rate,
+        count=count,
+        selection=spec.selection,
+    )
+
+
+def measure(
+    spec: MeasureSpec | Mapping[str, Any] | str | Path | None = None,
+    *,
+    train: Dataset | None = None,
+    test: Dataset | None = None,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    adapters: Sequence[str | Mapping[str, Any] | AdapterSpec | peft.PeftConfig] | None = None,
+    attacks: Sequence[Mapping[str, Any] | AttackSpec] | None = None,
+    folder: str | Path | None = None,
+    extend: bool = False,
+    processes: int | None = None,
+    threads: int | None = None,
+    watcher: Watcher | None = None,
+    **fields: Any,
+) -> Measured:
+    """Poison, fine-tune and test; finished runs in `folder` are not done again.
+
+    Everything can come from a spec (a file, a mapping, an object), from the arguments, or from both: an
+    argument replaces what the spec says.
+
+    Args:
+        spec: A spec file, its content, or None when the arguments say everything.
+        train: Training rows in memory, instead of `data.source`.
+        test: Test rows in memory; without them a part of `train` is set aside.
+        model: A sequence classifier in memory, instead of `model.base`; it is copied for each run and never
+            changed. Runs then stay in this process.
+        tokenizer: Its tokenizer.
+        adapters: Arms: "full", a mapping as in YAML, or a `peft` config object.
+        attacks: Attacks, as in YAML.
+        folder: Where the results go; a new temporary folder by default (it is in the result).
+        extend: Accept a folder that holds a different spec, and add to it.
+        processes: Worker processes; measured when None.
+        threads: Threads of each.
+        watcher: Hears of progress.
+        **fields: Other keys of the spec (`training`, `seeds`, `name`, ...).
+
+    Raises:
+        UserError: Something does not fit; nothing was trained.
+    """
+    from foretaste import data
+    from foretaste.experiments.measure import measure as run
+    from foretaste.experiments.plan import Resources
+
+    if (model is None) != (tokenizer is None):
+        raise UserError("model and tokenizer go together: give both or neither")
+    if test is not None and train is None:
+        raise UserError("test rows without training rows: give `train` too")
+    base_dir, content = _content(spec)
+    content |= fields
+    if train is not None:
+        content.setdefault("data", {})["source"] = MEMORY
+    if model is not None:
+        content.setdefault("model", {})["base"] = MEMORY
+    if adapters is not None:
+        content["adapters"] = [_adapter(arm) for arm in adapters]
+    if attacks is not None:
+        content["attacks"] = [
+            arm.model_dump(exclude_unset=True) if isinstance(arm, AttackSpec) else dict(arm)
+            for arm in attacks
+        ]
+    full = validate(content, MeasureSpec, origin="measure")
+    loaded = None
+    if train is not None:
+        loaded = data.from_dataset(train, test, columns=full.data.columns, labels=full.data.labels)
+    place = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="foretaste-"))
+    return run(
+        full,
+        place,
+        base_dir=base_dir,
+        resources=Resources(loaded, model, tokenizer),
+        extend=extend,
+        processes=processes,
+        threads=threads,
+        watcher=watcher,
+    )
+
+
+def _content(spec: MeasureSpec | Mapping[str, Any] | str | Path | None) -> tuple[Path, dict[str, Any]]:
+    """Folder that relative paths start from, and the spec as a mapping that may be changed."""
+    if spec is None:
+        return Path.cwd(), {}
+    if isinstance(spec, str | Path):
+        path = Path(spec)
+        return path.resolve().parent, load_spec(path, MeasureSpec).model_dump(exclude_unset=True)
+    if isinstance(spec, MeasureSpec):
+        return Path.cwd(), spec.model_dump(exclude_unset=True)
+    sections = {key: dict(value) if isinstance(value, Mapping) else value for key, value in spec.items()}
+    return Path.cwd(), sections
+
+
+def _adapter(arm: str | Mapping[str, Any] | AdapterSpec | peft.PeftConfig) -> dict[str, Any]:
+    if isinstance(arm, str):
+        return {"method": arm}
+    if isinstance(arm, AdapterSpec):
+        return arm.model_dump(exclude_unset=True)
+    if isinstance(arm, Mapping):
+        return dict(arm)
+    from foretaste.models.adapters import from_peft
+
+    return from_peft(arm).model_dump(exclude_unset=True)
+
+
+__all__ = ["measure", "poison", "poison_file"]

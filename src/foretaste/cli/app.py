@@ -1,0 +1,304 @@
+"""The `foretaste` command and its subcommands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from foretaste.errors import EXIT_CODE, UserError
+from foretaste.spec import MeasureSpec
+
+# Heavy imports (torch, transformers, altair) happen inside the commands: `--help` is instant.
+
+app = typer.Typer(
+    name="foretaste",
+    help="How far can poisoned training data push your language model? Measure it before somebody else does.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+assets_app = typer.Typer(help="Models and data that come as PyPI wheels.", no_args_is_help=True)
+app.add_typer(assets_app, name="assets")
+
+out = Console()
+err = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+Spec = Annotated[str, typer.Argument(help="A YAML file, or the name of a preset (`foretaste list presets`).")]
+
+
+def main() -> None:
+    """Run the command line; a user's error is one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        err.print(f"[bold red]error[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(EXIT_CODE)
+    except KeyboardInterrupt:
+        err.print("Stopped. Finished runs are kept; the same command goes on from here.")
+        sys.exit(130)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def read_spec(name: str) -> tuple[MeasureSpec, Path]:
+    """The spec in a file or preset, and the folder that its relative paths start from.
+
+    Raises:
+        UserError: There is no such file or preset, or it is not a valid spec.
+    """
+    from foretaste import presets, specfile
+
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        return specfile.load(path, MeasureSpec), path.resolve().parent
+    return specfile.parse(presets.read(name), MeasureSpec, origin=f"preset {name}"), Path.cwd()
+
+
+@app.command(epilog="Example: `foretaste measure quickstart -o runs/quickstart`")
+def measure(
+    spec: Spec,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder of the sweep; runs/NAME by default.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the runs and the expected time; do nothing.")
+    ] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add to a folder that holds a different spec.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes; measured by default.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each process.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Poison, fine-tune and test every run of SPEC; finished runs are not done again."""
+    from foretaste.cli import display
+    from foretaste.experiments import measure as experiment
+
+    content, base_dir = read_spec(spec)
+    folder = output or Path("runs") / content.name
+    display.pull_assets([content.model.base, content.data.source], err)
+    if dry_run:
+        with err.status("Reading data and model ..."):
+            preview = experiment.preview(content, folder, base_dir=base_dir)
+        if json_output:
+            _print_json(display.preview_json(preview))
+        else:
+            display.show_preview(preview, out)
+        return
+    with display.SweepDisplay(err, quiet=json_output) as watcher:
+        measured = experiment.measure(
+            content,
+            folder,
+            base_dir=base_dir,
+            extend=extend,
+            processes=processes,
+            threads=threads,
+            watcher=watcher,
+        )
+    if json_output:
+        _print_json({"folder": str(folder), "statuses": measured.statuses})
+    else:
+        display.show_measured(measured, out)
+    if any(record.status != "completed" for record in measured.records):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: `foretaste report runs/quickstart`")
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of sweeps; several are compared.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder of the page; FOLDER/report by default.")
+    ] = None,
+    images: Annotated[
+        bool, typer.Option(help="Also write each figure as PNG, SVG and PDF.")
+    ] = True,
+    json_output: Json = False,
+) -> None:
+    """Make one offline HTML page, figures and tables from the records in FOLDERS."""
+    from foretaste.report import report as make
+
+    with err.status("Drawing ...") if not json_output else _nothing():
+        page = make(folders, output, images=images)
+    if json_output:
+        _print_json({"page": str(page)})
+    else:
+        out.print(f"Page: [bold]{_escape(str(page))}[/]", soft_wrap=True)
+
+
+@app.command(
+    epilog="Example: `foretaste poison reviews.csv poisoned.csv --attack trigger --rate 0.01 "
+    "--option text=cf --option target=positive`"
+)
+def poison(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="CSV, TSV, JSONL or Parquet file.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The poisoned file.")],
+    attack: Annotated[str, typer.Option(help="`foretaste list attacks`")],
+    rate: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the eligible rows.")] = None,
+    count: Annotated[int | None, typer.Option(min=0, help="Number of rows.")] = None,
+    selection: Annotated[str, typer.Option(help="exact-nested or bernoulli")] = "exact-nested",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the attack, as key=value.")
+    ] = None,
+    text_a: Annotated[str | None, typer.Option(help="Column of the (first) text.")] = None,
+    text_b: Annotated[str | None, typer.Option(help="Column of the second text.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+    id_column: Annotated[str | None, typer.Option("--id", help="Column of the row id.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Class names in the order of their ids, separated by commas.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Write a poisoned copy of a data file, and beside it a manifest of the changed rows."""
+    from foretaste.api import poison_file
+    from foretaste.spec import Columns
+
+    manifest_path = target.with_name(target.name + ".manifest.json")
+    manifest = poison_file(
+        source,
+        target,
+        manifest_path,
+        attack,
+        rate=rate,
+        count=count,
+        selection=selection,
+        seed=seed,
+        columns=Columns(text_a=text_a, text_b=text_b, label=label, id=id_column),
+        labels=labels.split(",") if labels else None,
+        **_options(option or []),
+    )
+    if json_output:
+        _print_json(
+            {
+                "output": str(target),
+                "manifest": str(manifest_path),
+                "poisoned": len(manifest.poisoned),
+                "eligible": manifest.eligible,
+                "rows": manifest.rows,
+            }
+        )
+        return
+    out.print(
+        f"Poisoned {len(manifest.poisoned)} of {manifest.eligible} eligible rows ({manifest.rows} in all).\n"
+        f"Rows: [bold]{_escape(str(target))}[/]\nManifest: [bold]{_escape(str(manifest_path))}[/]",
+        soft_wrap=True,
+    )
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """`key=value` options, values read as YAML so that numbers and lists are possible."""
+    import yaml
+
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{pair}' is not of the form key=value", where="--option")
+        try:
+            options[key] = yaml.safe_load(value) if value.strip() else value
+        except yaml.YAMLError:
+            options[key] = value
+    return options
+
+
+@app.command("list", epilog="Example: `foretaste list attacks`")
+def list_(
+    what: Annotated[
+        str, typer.Argument(help="attacks, adapters, inits, sources, figures, presets or assets")
+    ],
+    json_output: Json = False,
+) -> None:
+    """List what can be named in a spec."""
+    from foretaste.cli import listing
+
+    rows = listing.rows_of(what)
+    if json_output:
+        _print_json([{"name": name, "description": text} for name, text in rows])
+        return
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(_escape(name), _escape(text))
+    out.print(table)
+
+
+@app.command(epilog="Example: `foretaste version --json`")
+def version(json_output: Json = False) -> None:
+    """Versions of foretaste and of the packages that decide its numbers."""
+    from foretaste.experiments.run import source_commit, versions
+
+    commit, dirty = source_commit()
+    content: dict[str, Any] = {**versions(), "commit": commit, "dirty": dirty}
+    if json_output:
+        _print_json(content)
+        return
+    for name, value in content.items():
+        if value is not None:
+            out.print(f"{name:14} {value}", highlight=False)
+
+
+@assets_app.command("list", epilog="Example: `foretaste assets list`")
+def assets_list(json_output: Json = False) -> None:
+    """Every asset, and whether it is in the cache."""
+    from foretaste import assets
+
+    rows = [
+        {
+            "name": name,
+            "kind": asset.kind,
+            "wheel": f"{asset.wheel.distribution}=={asset.wheel.version}",
+            "megabytes": round(asset.wheel.size / 1e6),
+            "licence": asset.licence,
+            "pulled": assets.is_pulled(asset),
+            "description": asset.description,
+        }
+        for name, asset in assets.ASSETS.items()
+    ]
+    if json_output:
+        _print_json(rows)
+        return
+    table = Table("asset", "kind", "wheel", "MB", "licence", "pulled", "what it is", box=None)
+    for row in rows:
+        table.add_row(*(_escape("yes" if v is True else "no" if v is False else str(v)) for v in row.values()))
+    out.print(table)
+    out.print(f"Cache: {_escape(str(assets.cache_dir()))} (FORETASTE_CACHE)", soft_wrap=True)
+
+
+@assets_app.command("pull", epilog="Example: `foretaste assets pull minilm-l6 movie-reviews`")
+def assets_pull(
+    names: Annotated[list[str] | None, typer.Argument(help="Assets; all by default.")] = None,
+) -> None:
+    """Fetch assets, check their hashes and unpack them into the cache."""
+    from foretaste import assets
+    from foretaste.cli import display
+
+    for name in names or assets.ASSETS.names():
+        asset = assets.ASSETS.get(name)
+        display.pull_assets([name], err)
+        assets.verify(asset)
+        out.print(f"{name}: {_escape(str(asset.path))}", soft_wrap=True)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=1))  # noqa: T201 - for programs, unstyled
+
+
+def _nothing() -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext()

@@ -1,0 +1,186 @@
+"""What `measure` shows in the terminal: downloads, the plan, progress, and what came out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from foretaste import assets
+from foretaste.errors import UserError
+from foretaste.experiments.engine import Allocation
+from foretaste.experiments.measure import Measured, Preview
+from foretaste.experiments.plan import Plan
+from foretaste.record import Record
+from foretaste.spec import RunSpec
+
+
+def pull_assets(names: Sequence[str], console: Console) -> None:
+    """Fetch those of the names that are assets and are not in the cache, with a progress bar."""
+    for name in names:
+        if name not in assets.ASSETS or assets.is_pulled(assets.ASSETS.get(name)):
+            continue
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        ) as progress:
+            task = progress.add_task(f"Pulling {name}", total=None)
+
+            def update(done: int, total: int, task: TaskID = task, progress: Progress = progress) -> None:
+                progress.update(task, completed=done, total=total)
+
+            assets.pull(assets.ASSETS.get(name), progress=update)
+
+
+class SweepDisplay:
+    """Progress of a sweep: one line for all runs, one for each run under way.
+
+    Args:
+        console: Where to draw.
+        quiet: Draw nothing.
+    """
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet,
+        )
+        self._quiet = quiet
+        self._total: TaskID | None = None
+        self._runs: dict[str, TaskID] = {}
+
+    def __enter__(self) -> SweepDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(text, highlight=False)
+
+    def planned(self, plan: Plan, missing: Sequence[RunSpec], problems: Sequence[UserError]) -> None:
+        """Say how much there is to do, and what of earlier work could not be read."""
+        for problem in problems:
+            self._say(f"[yellow]warning[/] {escape(str(problem))}")
+        for note in plan.notes:
+            self._say(f"[dim]note[/] {escape(note)}")
+        done = len(plan.runs) - len(missing)
+        kept = f", {done} of them done before" if done else ""
+        self._say(f"{len(plan.runs)} runs{kept}.")
+        self._total = self._progress.add_task("All runs", total=len(plan.runs), completed=done)
+
+    def allocated(self, allocation: Allocation) -> None:
+        """Say how the cores are used, and why."""
+        self._say(f"{allocation.processes} x {allocation.threads} threads ({escape(allocation.reason)}).")
+
+    def started(self, run: RunSpec) -> None:
+        """Show the run."""
+        self._runs[run.id] = self._progress.add_task(f"  {escape(run.label)}", total=None)
+
+    def stepped(self, run_id: str, done: int, total: int) -> None:
+        """Move the run's bar."""
+        if run_id in self._runs:
+            self._progress.update(self._runs[run_id], completed=done, total=total)
+
+    def finished(self, run: RunSpec, record: Record) -> None:
+        """Take the run off, and say so when it failed."""
+        if run.id in self._runs:
+            self._progress.remove_task(self._runs.pop(run.id))
+        if self._total is not None:
+            self._progress.advance(self._total)
+        if record.status != "completed":
+            self._say(f"[red]{record.status}[/] {escape(run.label)}: {escape(record.reason or '')}")
+        elif record.collapsed:
+            self._say(f"[yellow]collapsed[/] {escape(run.label)}: predicts one class only")
+
+    def retried(self, run: RunSpec, attempt: int) -> None:
+        """Say that a worker died."""
+        if run.id in self._runs:
+            self._progress.remove_task(self._runs.pop(run.id))
+        self._say(f"[yellow]retry {attempt}[/] {escape(run.label)}: its worker process died")
+
+
+def show_preview(preview: Preview, console: Console) -> None:
+    """The plan as a table: one line a cell, with the seeds that are missing."""
+    table = Table("adapter", "attack", "amount", "runs", "missing", box=None)
+    missing = {run.id for run in preview.missing}
+    cells: dict[tuple[str, str, str], list[RunSpec]] = {}
+    for run in preview.plan.runs:
+        cells.setdefault(_cell(run), []).append(run)
+    for cell, runs in cells.items():
+        table.add_row(*map(escape, cell), str(len(runs)), str(sum(run.id in missing for run in runs)))
+    console.print(table)
+    for note in preview.plan.notes:
+        console.print(f"[dim]note[/] {escape(note)}", highlight=False)
+    if preview.truncated:
+        console.print(f"{preview.truncated} training rows are cut at max_length.")
+    console.print(
+        f"{len(preview.missing)} of {len(preview.plan.runs)} runs to do, about "
+        f"[bold]{duration(preview.seconds)}[/] one after another on this machine "
+        "(estimated from its matrix speed; parallel processes are chosen when the sweep starts)."
+    )
+
+
+def _cell(run: RunSpec) -> tuple[str, str, str]:
+    if run.attack is None:
+        return run.adapter.name, "clean", "0"
+    amount = f"{run.attack.rate:.4g}" if run.attack.rate is not None else f"{run.attack.count} rows"
+    return run.adapter.name, run.attack.name, amount
+
+
+def preview_json(preview: Preview) -> dict[str, Any]:
+    """The plan for a program."""
+    return {
+        "runs": [{"id": run.id, "label": run.label} for run in preview.plan.runs],
+        "missing": [run.id for run in preview.missing],
+        "seconds": round(preview.seconds, 1),
+        "truncated_training_rows": preview.truncated,
+        "notes": preview.plan.notes,
+    }
+
+
+def show_measured(measured: Measured, console: Console) -> None:
+    """How the runs ended, and what to do next."""
+    counts = ", ".join(f"{n} {status}" for status, n in sorted(measured.statuses.items()))
+    collapsed = Counter(record.collapsed for record in measured.records)[True]
+    if collapsed:
+        counts += f", {collapsed} of them collapsed to one class"
+    console.print(f"{counts} in [bold]{escape(str(measured.folder))}[/]", highlight=False, soft_wrap=True)
+    console.print(f"Next: foretaste report {escape(str(measured.folder))}", highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,322 @@
+"""Doing many runs on one machine: worker processes that may die without taking a result with them.
+
+Workers write their own records, so nothing that is finished depends on the parent. A worker that is killed
+breaks the pool: the runs that were under way are then started again, one at a time, so that the run that
+kills its worker is told from the one that happened to run beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Protocol
+
+import psutil
+import torch
+
+from foretaste.experiments.run import Workspace, execute, failed_or_done, write_record
+from foretaste.record import Record
+from foretaste.spec import RunSpec
+
+MAX_ATTEMPTS = 3
+STEP_INTERVAL = 0.25  # seconds between two progress messages of a worker
+
+
+class Listener(Protocol):
+    """Hears of progress; all calls come from the parent process."""
+
+    def started(self, run: RunSpec) -> None:
+        """A run begins."""
+
+    def stepped(self, run_id: str, done: int, total: int) -> None:
+        """A run has done some of its optimiser steps."""
+
+    def finished(self, run: RunSpec, record: Record) -> None:
+        """A run has a record, whatever its status."""
+
+    def retried(self, run: RunSpec, attempt: int) -> None:
+        """The worker of a run died; the run is started again."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How many processes with how many threads each, and why."""
+
+    processes: int
+    threads: int
+    reason: str
+
+
+def cores() -> int:
+    """Cores that this process may use (its CPU affinity, not the machine's count)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def affordable_processes(parameters: int) -> int:
+    """Processes whose training fits into the free memory.
+
+    Counted for each: 0.8 GB for python, torch and activations of small batches, and 20 bytes for each
+    parameter (float32 weights, gradients, two Adam moments, and one copy while loading).
+    """
+    need = 0.8e9 + 20.0 * parameters
+    return max(1, int(psutil.virtual_memory().available * 0.9 / need))
+
+
+def run_inline(
+    runs: Sequence[RunSpec], workspace: Workspace, listener: Listener, threads: int | None = None
+) -> None:
+    """Do the runs one after another in this process.
+
+    Raises:
+        OSError: A result could not be written.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        for run in runs:
+            listener.started(run)
+            record = execute(run, workspace, on_step=functools.partial(listener.stepped, run.id))
+            listener.finished(run, record)
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_in_processes(
+    runs: Sequence[RunSpec], workspace: Workspace, listener: Listener, allocation: Allocation
+) -> None:
+    """Do the runs in worker processes.
+
+    The first Ctrl-C lets the runs under way finish and starts no others; the second stops them.
+
+    Raises:
+        OSError: A result could not be written; all other runs keep theirs.
+        KeyboardInterrupt: After the runs under way have finished, or been stopped.
+    """
+    workspace = replace(workspace, processes=allocation.processes)
+    todo = deque(runs)
+    attempts: Counter[str] = Counter()
+    while todo:
+        with _pool(allocation, listener) as pool:
+            suspects = _drain(pool, todo, attempts, workspace, listener, allocation)
+        for run in suspects:
+            if attempts[run.id] >= MAX_ATTEMPTS:
+                reason = f"its worker process died {MAX_ATTEMPTS} times (killed, or out of memory?)"
+                record = failed_or_done(
+                    run, workspace, "crashed", reason, datetime.now(UTC), attempts[run.id]
+                )
+                write_record(record, workspace.folder)
+                listener.finished(run, record)
+            else:
+                listener.retried(run, attempts[run.id] + 1)
+                todo.appendleft(run)
+
+
+def _drain(
+    pool: ProcessPoolExecutor,
+    todo: deque[RunSpec],
+    attempts: Counter[str],
+    workspace: Workspace,
+    listener: Listener,
+    allocation: Allocation,
+) -> list[RunSpec]:
+    """Work through `todo` until it is empty or the pool breaks; the runs that were under way at a break."""
+    active: dict[Future[Record], RunSpec] = {}
+    stopping = False
+    while True:
+        try:
+            while todo and not stopping and _may_start(todo[0], active, attempts, allocation.processes):
+                run = todo.popleft()
+                attempts[run.id] += 1
+                active[
+                    pool.submit(_work, run, workspace, allocation.threads, attempts[run.id])
+                ] = run
+                listener.started(run)
+            if not active:
+                if stopping:
+                    raise KeyboardInterrupt
+                return []
+            done, _ = wait(active, return_when=FIRST_COMPLETED)
+            for future in done:
+                record = future.result()
+                listener.finished(active.pop(future), record)
+        except BrokenProcessPool:
+            return list(active.values())
+        except KeyboardInterrupt:
+            if stopping or not active:
+                raise
+            stopping = True
+
+
+def _may_start(
+    run: RunSpec, active: dict[Future[Record], RunSpec], attempts: Counter[str], processes: int
+) -> bool:
+    """A run whose worker died before runs alone, so that the next death is certainly its own."""
+    if attempts[run.id] or any(attempts[other.id] > 1 for other in active.values()):
+        return not active
+    return len(active) < processes
+
+
+@contextmanager
+def _pool(allocation: Allocation, listener: Listener) -> Iterator[ProcessPoolExecutor]:
+    context = multiprocessing.get_context("spawn")
+    steps: multiprocessing.Queue[tuple[str, int, int] | None] = context.Queue()
+    before = set(multiprocessing.active_children())
+    with _worker_environment(allocation.threads):
+        pool = ProcessPoolExecutor(
+            allocation.processes, mp_context=context, initializer=_start, initargs=(steps,)
+        )
+        hearing = threading.Thread(target=_hear, args=(steps, listener), daemon=True)
+        hearing.start()
+        try:
+            yield pool
+            pool.shutdown(wait=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - before:
+                worker.kill()
+            raise
+        finally:
+            steps.put(None)
+            hearing.join(timeout=5)
+            steps.cancel_join_thread()
+            steps.close()
+
+
+@contextmanager
+def _worker_environment(threads: int) -> Iterator[None]:
+    """Environment of the workers while the pool starts them.
+
+    The malloc settings keep glibc from giving large freed blocks back to the system at every step, which
+    costs a page fault for every 4 KiB of the next gradient (measured: 10 % of a MiniLM step).
+    """
+    wanted = {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "MALLOC_MMAP_THRESHOLD_": str(2**30),
+        "MALLOC_TRIM_THRESHOLD_": str(2**30),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    before = {key: os.environ.get(key) for key in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def _hear(
+    steps: multiprocessing.Queue[tuple[str, int, int] | None], listener: Listener
+) -> None:
+    while True:
+        try:
+            message = steps.get()
+        except (EOFError, OSError):
+            return
+        if message is None:
+            return
+        listener.stepped(*message)
+
+
+# --- inside a worker -----------------------------------------------------------------------------
+
+_steps: multiprocessing.Queue[tuple[str, int, int] | None] | None = None
+
+
+def _start(steps: multiprocessing.Queue[tuple[str, int, int] | None]) -> None:
+    global _steps
+    _steps = steps
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    """End with the parent, so that a killed sweep leaves no workers behind."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(run: RunSpec, workspace: Workspace, threads: int, attempt: int) -> Record:
+    torch.set_num_threads(threads)
+    last = 0.0
+
+    def on_step(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if _steps is not None and (now - last > STEP_INTERVAL or done == total):
+            last = now
+            _steps.put((run.id, done, total))
+
+    return execute(run, workspace, attempts=attempt, on_step=on_step)
+
+
+# --- choosing the allocation ---------------------------------------------------------------------
+
+
+def choose_allocation(runs: int, *, parameters: int, tokens: int, hidden: int) -> Allocation:
+    """Processes x threads that train most, by measuring each split of the cores at the shapes of the sweep.
+
+    Args:
+        runs: Runs to do; there are never more processes.
+        parameters: Of the base model, for the memory that a process needs.
+        tokens: Tokens of a batch.
+        hidden: Width of the model.
+    """
+    total = cores()
+    if torch.cuda.is_available():
+        return Allocation(1, total, "one process for the accelerator")
+    most = min(total, runs, affordable_processes(parameters))
+    splits = [p for p in (2**i for i in range(total.bit_length())) if p <= most]
+    if splits == [1]:
+        why = "one run" if runs == 1 else "one core" if total == 1 else "memory for one"
+        return Allocation(1, total, why)
+    context = multiprocessing.get_context("spawn")
+    rates: dict[int, float] = {}
+    with _worker_environment(1), ProcessPoolExecutor(
+        splits[-1], mp_context=context, initializer=_start, initargs=(context.Queue(),)
+    ) as pool:
+        list(pool.map(_settle, [0.3] * splits[-1]))
+        for p in splits:
+            jobs = [pool.submit(_trial, tokens, hidden, total // p) for _ in range(p)]
+            rates[p] = sum(job.result() for job in jobs)
+    best = max(rates, key=lambda p: rates[p])
+    gains = ", ".join(f"{p} x {total // p}: {rates[p] / rates[1]:.2f}" for p in splits)
+    return Allocation(best, total // best, f"measured speed, processes x threads: {gains}")
+
+
+def _settle(seconds: float) -> None:
+    time.sleep(seconds)  # long enough that every worker takes one of these and is up
+
+
+def _trial(tokens: int, hidden: int, threads: int, seconds: float = 0.6) -> float:
+    """Forward and backward passes of one feed-forward block a second."""
+    torch.set_num_threads(threads)
+    block = torch.nn.Sequential(
+        torch.nn.Linear(hidden, 4 * hidden),
+        torch.nn.GELU(),
+        torch.nn.Linear(4 * hidden, hidden),
+        torch.nn.LayerNorm(hidden),
+    )
+    x = torch.zeros(tokens, hidden, requires_grad=True)
+    block(x).sum().backward()
+    count, began = 0, time.perf_counter()
+    while (spent := time.perf_counter() - began) < seconds:
+        block(x).sum().backward()
+        count += 1
+    return count / spent

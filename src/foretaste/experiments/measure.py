@@ -1,0 +1,223 @@
+"""`measure`: plan a sweep, do what is missing, keep every result."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from foretaste import data
+from foretaste.errors import UserError
+from foretaste.experiments import engine, estimate, store
+from foretaste.experiments.plan import Plan, Resources, plan
+from foretaste.experiments.run import Workspace
+from foretaste.models import load
+from foretaste.models.encode import encode
+from foretaste.record import Layout, Record
+from foretaste.spec import MeasureSpec, RunSpec
+from foretaste.training import trainer
+
+__all__ = ["Measured", "Preview", "Silent", "Watcher", "measure", "preview"]
+
+
+class Watcher(engine.Listener, Protocol):
+    """Hears of a sweep from its plan to its end."""
+
+    def planned(self, plan: Plan, missing: Sequence[RunSpec], problems: Sequence[UserError]) -> None:
+        """The runs are known, and which of them are missing."""
+
+    def allocated(self, allocation: engine.Allocation) -> None:
+        """Processes and threads are chosen."""
+
+
+class Silent:
+    """A watcher that says nothing."""
+
+    def planned(self, plan: Plan, missing: Sequence[RunSpec], problems: Sequence[UserError]) -> None:
+        """Nothing."""
+
+    def allocated(self, allocation: engine.Allocation) -> None:
+        """Nothing."""
+
+    def started(self, run: RunSpec) -> None:
+        """Nothing."""
+
+    def stepped(self, run_id: str, done: int, total: int) -> None:
+        """Nothing."""
+
+    def finished(self, run: RunSpec, record: Record) -> None:
+        """Nothing."""
+
+    def retried(self, run: RunSpec, attempt: int) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The records of a sweep, those of earlier sessions included.
+
+    Attributes:
+        folder: Where everything lies.
+        records: One for each run, in the order of the plan.
+    """
+
+    folder: Path
+    records: list[Record]
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        """How many runs ended how."""
+        return dict(Counter(record.status for record in self.records))
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a sweep would do.
+
+    Attributes:
+        plan: All runs.
+        missing: Those that have no result yet.
+        seconds: Expected wall time of the missing runs, one after another with all threads.
+        truncated: Training rows of the first seed that are cut at max_length.
+    """
+
+    plan: Plan
+    missing: list[RunSpec]
+    seconds: float
+    truncated: int
+
+
+def preview(
+    spec: MeasureSpec, folder: Path, *, base_dir: Path, resources: Resources | None = None
+) -> Preview:
+    """Plan a sweep without doing it.
+
+    Args:
+        spec: The sweep.
+        folder: Its folder, which need not exist; finished runs in it are not missing.
+        base_dir: Folder that relative paths in the spec start from.
+        resources: Data and model in memory.
+
+    Raises:
+        UserError: The spec does not fit the data, the model or peft.
+    """
+    planned = plan(spec, base_dir, resources)
+    done, _ = store.finished(Layout(folder))
+    missing = [run for run in planned.runs if run.id not in done]
+    shape, truncated = _shape(planned, base_dir, resources or Resources())
+    return Preview(planned, missing, estimate.seconds(missing, shape, estimate.gemm_speed()), truncated)
+
+
+def measure(
+    spec: MeasureSpec,
+    folder: Path,
+    *,
+    base_dir: Path,
+    resources: Resources | None = None,
+    extend: bool = False,
+    processes: int | None = None,
+    threads: int | None = None,
+    watcher: Watcher | None = None,
+) -> Measured:
+    """Do every run of a sweep that has no result yet.
+
+    Args:
+        spec: The sweep.
+        folder: Where records, manifests and predictions go.
+        base_dir: Folder that relative paths in the spec start from.
+        resources: Data and model in memory; the runs then stay in this process.
+        extend: Accept a folder that holds a different spec, and add to it.
+        processes: Worker processes; measured when None. 1 stays in this process.
+        threads: Threads of each; the cores shared out when None.
+        watcher: Hears of progress.
+
+    Raises:
+        UserError: The spec does not fit, the folder holds another sweep, or the disk is full.
+    """
+    watcher = watcher or Silent()
+    resources = resources or Resources()
+    planned = plan(spec, base_dir, resources)
+    with store.owned(folder) as layout:
+        store.claim(layout, spec, extend=extend)
+        done, problems = store.finished(layout)
+        missing = [run for run in planned.runs if run.id not in done]
+        watcher.planned(planned, missing, problems)
+        workspace = Workspace(
+            folder=folder,
+            base_dir=base_dir,
+            sweep=spec.name,
+            request=spec.model_dump(mode="json", exclude_unset=True),
+            resources=resources,
+        )
+        try:
+            if missing:
+                _run(missing, planned, workspace, watcher, processes, threads)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise UserError(
+                    "the disk is full; every finished run is kept",
+                    where=str(folder),
+                    cure="Free some space and start the same command again.",
+                ) from None
+            raise
+        by_id = {record.run_id: record for record in layout.read()[0]}
+    return Measured(folder, [by_id[run.id] for run in planned.runs if run.id in by_id])
+
+
+def _run(
+    missing: list[RunSpec],
+    planned: Plan,
+    workspace: Workspace,
+    watcher: Watcher,
+    processes: int | None,
+    threads: int | None,
+) -> None:
+    if not workspace.resources.empty:
+        allocation = engine.Allocation(1, threads or engine.cores(), "data or model in memory")
+    elif processes is not None:
+        each = threads or max(1, engine.cores() // processes)
+        allocation = engine.Allocation(processes, each, "as asked")
+    else:
+        shape, _ = _shape(planned, workspace.base_dir, workspace.resources)
+        batch = missing[0].training.batch_size
+        allocation = engine.choose_allocation(
+            len(missing),
+            parameters=shape.total_parameters,
+            tokens=max(1, round(batch * shape.train_tokens)),
+            hidden=shape.hidden,
+        )
+    watcher.allocated(allocation)
+    if allocation.processes == 1:
+        engine.run_inline(missing, workspace, watcher, allocation.threads)
+    else:
+        engine.run_in_processes(missing, workspace, watcher, allocation)
+
+
+def _shape(planned: Plan, base_dir: Path, resources: Resources) -> tuple[estimate.Shape, int]:
+    """Sizes of the runs, and the training rows of the first seed that are cut."""
+    run = planned.runs[0]
+    request = run.model.request
+    split = data.draw(planned.loaded, run.data.request, run.seeds.data)
+    if resources.model is not None:
+        assert resources.tokenizer is not None
+        tokenizer, model = resources.tokenizer, resources.model
+    else:
+        location = load.locate(request, base_dir)
+        tokenizer = load.load_tokenizer(location)
+        model = load.load_classifier(
+            location,
+            run.model.pooling,
+            classes=run.data.classes,
+            dtype=trainer.dtype_of(run.training),
+            dropout=False,
+            pad_token_id=tokenizer.pad_token_id,
+            meta=True,
+        )
+    train, test = (
+        encode(tokenizer, rows, max_length=request.max_length, pair_separator=request.pair_separator)
+        for rows in (split.train, split.test)
+    )
+    return estimate.shape_of(train, test, model), train.truncated

@@ -1,0 +1,267 @@
+"""From a spec to the list of runs, with everything checked that can be checked before training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from foretaste import attacks, data
+from foretaste.data import Loaded
+from foretaste.errors import UserError
+from foretaste.models import adapters, load
+from foretaste.seeds import Seeds
+from foretaste.spec import (
+    AdapterSpec,
+    AttackSpec,
+    MeasureSpec,
+    ResolvedAdapter,
+    ResolvedAttack,
+    ResolvedData,
+    ResolvedModel,
+    RunSpec,
+    TrainingSpec,
+    Trigger,
+)
+from foretaste.specfile import validate
+
+# The TTR paper's LoRA rate (3e-5) suits 10,000 steps; these suit the few hundred of a default run
+# (docs/results.md, "Learning rates").
+FULL_LEARNING_RATE = 5e-5
+PEFT_LEARNING_RATE = 5e-4
+
+
+@dataclass
+class Resources:
+    """Data and model that a caller hands over in memory, in place of `data.source` and `model.base`."""
+
+    data: Loaded | None = None
+    model: PreTrainedModel | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether everything comes from the spec, so that runs can go to other processes."""
+        return self.data is None and self.model is None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every run of a sweep, in the order in which they are done."""
+
+    spec: MeasureSpec
+    runs: list[RunSpec]
+    loaded: Loaded
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Arm:
+    adapter: ResolvedAdapter
+    training: TrainingSpec
+
+
+def plan(spec: MeasureSpec, base_dir: Path, resources: Resources | None = None) -> Plan:
+    """Resolve a spec into runs.
+
+    Runs are ordered by seed, then attack and amount, then adapter, so that after the first seed the whole
+    picture exists once, and arms that are compared finish together.
+
+    Args:
+        spec: What the user wrote.
+        base_dir: Folder that relative paths in the spec start from.
+        resources: Data and model in memory.
+
+    Raises:
+        UserError: Anything in the spec that does not fit the data, the model or peft.
+    """
+    resources = resources or Resources()
+    arms = _arms(spec)
+    loaded = resources.data or data.load(spec.data, base_dir)
+    triggers, poisons = _attacks(spec, loaded.classes)
+    resolved_data = _resolve_data(spec, loaded)
+    model = _resolve_model(spec, base_dir, resources)
+    if resources.model is None:
+        _dry_build(spec, base_dir, model, arms, loaded.classes)
+    runs: dict[str, RunSpec] = {}
+    first_poison = spec.seed_tuples()[0].poison
+    crossed = not isinstance(spec.seeds, list)
+    for seeds in spec.seed_tuples():
+        for attack in poisons:
+            for arm in arms:
+                run = RunSpec(
+                    data=resolved_data,
+                    model=model,
+                    adapter=arm.adapter,
+                    attack=attack,
+                    triggers=_evaluated(attack, triggers),
+                    training=arm.training,
+                    seeds=_seeds_of(attack, seeds, first_poison, crossed),
+                )
+                runs.setdefault(run.id, run)
+    notes = _check_poison(list(runs.values()), loaded, spec)
+    return Plan(spec, list(runs.values()), loaded, [*loaded.notes, *notes])
+
+
+def _seeds_of(attack: ResolvedAttack | None, seeds: Seeds, first: int, crossed: bool) -> Seeds:
+    # A clean run does not depend on the poison seed: in a crossed design it is done once.
+    return seeds.model_copy(update={"poison": first}) if attack is None and crossed else seeds
+
+
+def _evaluated(attack: ResolvedAttack | None, triggers: dict[str, Trigger]) -> list[Trigger]:
+    """The clean run is tested on every trigger, a backdoored one on its own, a label flip on none."""
+    if attack is None:
+        return list(triggers.values())
+    own = Trigger(name=attack.name, method=attack.method, options=attack.options)
+    return [triggers[own.key]] if own.key in triggers else []
+
+
+def _arms(spec: MeasureSpec) -> list[_Arm]:
+    arms: list[_Arm] = []
+    for index, adapter in enumerate(spec.adapters):
+        for single, chosen in adapters.expand(adapter, index):
+            where = f"adapters.{index}"
+            arms.append(_Arm(adapters.resolve(single, chosen, where=where), _training(spec, single, where)))
+    adapters.refuse_equal_names([arm.adapter for arm in arms])
+    return arms
+
+
+def _training(spec: MeasureSpec, adapter: AdapterSpec, where: str) -> TrainingSpec:
+    """The arm's training: its overrides over the spec's, with the method's learning rate."""
+    base = spec.training.model_dump(exclude_unset=True)
+    if "steps" in adapter.training:
+        base.pop("epochs", None)
+    if "epochs" in adapter.training:
+        base.pop("steps", None)
+    merged = validate(base | adapter.training, TrainingSpec, origin=f"{where}.training")
+    updates: dict[str, Any] = {}
+    if merged.learning_rate is None:
+        full = adapter.method == adapters.FULL
+        updates["learning_rate"] = FULL_LEARNING_RATE if full else PEFT_LEARNING_RATE
+    if merged.epochs is None and merged.steps is None:
+        updates["epochs"] = 3.0
+    return merged.model_copy(update=updates)
+
+
+def _attacks(
+    spec: MeasureSpec, classes: list[str]
+) -> tuple[dict[str, Trigger], list[ResolvedAttack | None]]:
+    """Every trigger by its key, and every attack at every amount; None first: the clean run."""
+    triggers: dict[str, Trigger] = {}
+    poisons: list[ResolvedAttack | None] = [None]
+    names: set[str] = set()
+    for index, attack in enumerate(spec.attacks):
+        where = f"attacks.{index}"
+        built = attacks.build(attack.method, attack.options, classes, where=where)
+        name = attack.name or attack.method
+        if name in names:
+            raise UserError(f"two attacks are called '{name}'", where=where, cure="Give one a `name`.")
+        names.add(name)
+        options = built.options.model_dump(mode="json")  # type: ignore[attr-defined]
+        if attacks.is_backdoor(built):
+            trigger = Trigger(name=name, method=attack.method, options=options)
+            triggers.setdefault(trigger.key, trigger)
+        poisons += _amounts(attack, name, options)
+    return triggers, poisons
+
+
+def _amounts(attack: AttackSpec, name: str, options: dict[str, Any]) -> list[ResolvedAttack]:
+    shared: dict[str, Any] = {
+        "name": name,
+        "method": attack.method,
+        "options": options,
+        "selection": attack.selection,
+    }
+    rates = [ResolvedAttack(**shared, rate=rate, count=None) for rate in dict.fromkeys(attack.rates) if rate]
+    counts = [ResolvedAttack(**shared, rate=None, count=n) for n in dict.fromkeys(attack.counts) if n]
+    return rates + counts
+
+
+def _resolve_data(spec: MeasureSpec, loaded: Loaded) -> ResolvedData:
+    split = data.draw(loaded, spec.data, spec.seed_tuples()[0].data)
+    return ResolvedData(
+        request=spec.data,
+        classes=loaded.classes,
+        test_split=loaded.test_split,
+        train_rows=len(split.train),
+        test_rows=len(split.test),
+        fingerprint=data.fingerprint(loaded),
+    )
+
+
+def _resolve_model(spec: MeasureSpec, base_dir: Path, resources: Resources) -> ResolvedModel:
+    if resources.model is None:
+        return load.resolve(spec.model, base_dir)
+    return ResolvedModel(
+        request=spec.model,
+        pooling=spec.model.pooling or "model",
+        fingerprint=load.hash_state(resources.model),
+    )
+
+
+def _dry_build(
+    spec: MeasureSpec, base_dir: Path, model: ResolvedModel, arms: list[_Arm], classes: list[str]
+) -> None:
+    """Attach every adapter to the bare architecture, which costs no memory and finds what peft refuses."""
+    location = load.locate(spec.model, base_dir)
+    for arm in arms:
+        bare = load.load_classifier(
+            location,
+            model.pooling,
+            classes=classes,
+            dtype=torch.float32,
+            dropout=arm.training.dropout,
+            pad_token_id=None,
+            meta=True,
+        )
+        adapters.attach(bare, arm.adapter, head_policy=spec.model.head, seed=0, total_steps=100)
+
+
+def _check_poison(runs: list[RunSpec], loaded: Loaded, spec: MeasureSpec) -> list[str]:
+    """Draw every poison set once: an amount that poisons no row is found before the first run."""
+    notes: list[str] = []
+    seen: set[tuple[str, int, int]] = set()
+    splits: dict[int, data.Split] = {}
+    for run in runs:
+        if run.seeds.data not in splits:
+            splits[run.seeds.data] = data.draw(loaded, spec.data, run.seeds.data)
+            notes += [note for note in splits[run.seeds.data].notes if note not in notes]
+        if run.attack is None:
+            continue
+        key = (run.attack.model_dump_json(), run.seeds.data, run.seeds.poison)
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            apply_attack(run, splits[run.seeds.data].train)
+        except UserError as error:
+            raise error.located(run.label) from None
+    return notes
+
+
+def apply_attack(run: RunSpec, train: Dataset) -> attacks.Poisoned:
+    """The training rows of a run after its attack.
+
+    Args:
+        run: A run with an attack.
+        train: Its clean training rows.
+
+    Raises:
+        UserError: The amount does not fit the rows.
+    """
+    assert run.attack is not None
+    classes = run.data.classes
+    return attacks.poison(
+        train,
+        attacks.build(run.attack.method, run.attack.options, classes),
+        method=run.attack.method,
+        classes=classes,
+        seed=run.seeds.poison,
+        rate=run.attack.rate,
+        count=run.attack.count,
+        selection=run.attack.selection,
+    )

@@ -1,0 +1,110 @@
+"""The folder of a sweep: one spec, one owner at a time, and every finished run kept."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from foretaste.errors import UserError
+from foretaste.record import Layout, Record, write_atomic
+from foretaste.spec import MeasureSpec
+
+# A run whose numbers exist, or whose failure is a result: doing it again would give the same.
+FINAL = {"completed", "diverged"}
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[Layout]:
+    """The folder, made when missing and locked against a second sweep while the context lasts.
+
+    The lock is the operating system's (flock): it goes with the process, however that ends.
+
+    Raises:
+        UserError: Another process works in the folder, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"cannot write there: {error.strerror}", where=str(folder)) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+                raise
+            lock.seek(0)
+            raise UserError(
+                f"another sweep works in this folder (process {lock.read().strip() or 'unknown'})",
+                where=str(folder),
+                cure="Wait for it, or choose another folder.",
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield Layout(folder)
+
+
+def claim(layout: Layout, spec: MeasureSpec, *, extend: bool) -> None:
+    """Write the spec into the folder, or check that it holds the same one.
+
+    Args:
+        layout: The folder.
+        spec: What is to be run.
+        extend: Replace a different spec; finished runs stay, and those that the new spec shares are not
+            done again.
+
+    Raises:
+        UserError: The folder holds another spec; the message shows the first differences.
+    """
+    new = spec.model_dump(mode="json")
+    if layout.spec.exists():
+        try:
+            old = json.loads(layout.spec.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(
+                "the spec in this folder is damaged",
+                where=str(layout.spec),
+                cure="Delete that file to go on with the runs that are there.",
+            ) from None
+        changes = differences(old, new)
+        if changes and not extend:
+            shown = "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
+            raise UserError(
+                f"this folder holds another spec ({shown})",
+                where=str(layout.folder),
+                cure="Choose another folder, or pass --extend to add to this one.",
+            )
+        if not changes:
+            return
+    write_atomic(layout.spec, json.dumps(new, indent=1, ensure_ascii=False))
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Every leaf in which two JSON values differ, as "key: old -> new"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [
+            line
+            for index, (a, b) in enumerate(zip(old, new, strict=True))
+            for line in differences(a, b, f"{path}.{index}")
+        ]
+    return [] if old == new else [f"{path}: {json.dumps(old)} -> {json.dumps(new)}"]
+
+
+def finished(layout: Layout) -> tuple[dict[str, Record], list[UserError]]:
+    """Records of runs that need not be done again, by id, and what could not be read."""
+    records, problems = layout.read()
+    return {record.run_id: record for record in records if record.status in FINAL}, problems

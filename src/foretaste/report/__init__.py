@@ -1,0 +1,62 @@
+"""Reports on the folders of sweeps: one page, its figures and its tables as files. Reads records only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from foretaste.record import write_atomic
+from foretaste.report import contents, page, tables
+from foretaste.report.cells import Frames, build, runs_table
+from foretaste.report.figures import FIGURES, Figure
+from foretaste.report.figures import theme as _theme
+from foretaste.report.load import Folder, load
+
+__all__ = ["FIGURES", "Figure", "Folder", "Frames", "build", "load", "report", "runs_table"]
+
+
+def report(
+    folders: Sequence[Path] | Path,
+    out: Path | None = None,
+    *,
+    images: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Write the report on one sweep, or on several side by side.
+
+    Args:
+        folders: Folder of a sweep, or several to compare.
+        out: Folder to write into, by default `report` inside the first folder. Existing files are replaced.
+        images: Also write every figure as SVG, PNG and PDF into `figures/`.
+        progress: Called with a line of text before each step.
+
+    Returns:
+        The page, `index.html`. Beside it lie `figures/` and `tables/` (CSV, LaTeX and Parquet).
+
+    Raises:
+        UserError: A folder does not exist or holds no record that can be read.
+    """
+    paths = [folders] if isinstance(folders, Path) else list(folders)
+    say = progress or _silent
+    say("reading records")
+    loaded = load(paths)
+    target = out if out is not None else paths[0] / "report"
+    say("computing statistics")
+    frames = build(loaded)
+    say("writing tables")
+    for table in contents.file_tables(frames):
+        tables.save(table, target / "tables")
+    tables.save_raw(frames.values, "values", target / "tables")
+    say("drawing figures")
+    figures = page.specs(frames)
+    index = target / "index.html"
+    write_atomic(index, page.render(loaded, frames, figures))
+    usual = page.usual_amount(frames)
+    for name, both in figures.items() if images else ():
+        say(f"drawing {name}")
+        _theme.save(both.get(usual, both["rate"]), target / "figures" / name)
+    return index
+
+
+def _silent(_line: str) -> None:
+    """Progress for callers that want none."""

@@ -1,0 +1,23 @@
+"""Figures: one definition each, drawn from the report's tables. Importing the package registers them."""
+
+from foretaste.report.figures.accuracy_over_rate import accuracy_over_rate
+from foretaste.report.figures.asr_against_flip import asr_against_flip
+from foretaste.report.figures.asr_over_rate import asr_over_rate
+from foretaste.report.figures.base import FIGURES, Chart, Figure, Over, figure
+from foretaste.report.figures.loss_curves import loss_curves
+from foretaste.report.figures.paired_difference import paired_difference
+from foretaste.report.figures.per_seed import per_seed
+
+__all__ = [
+    "FIGURES",
+    "Chart",
+    "Figure",
+    "Over",
+    "accuracy_over_rate",
+    "asr_against_flip",
+    "asr_over_rate",
+    "figure",
+    "loss_curves",
+    "paired_difference",
+    "per_seed",
+]

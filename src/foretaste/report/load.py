@@ -1,0 +1,110 @@
+"""Folders of sweeps as the report sees them: records, spec, and what could not be read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from foretaste.errors import UserError
+from foretaste.record import Layout, Manifest, Record, read_manifest
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One folder of a sweep, read.
+
+    Attributes:
+        name: Short name, unique among the folders of one report.
+        spec: The user's spec, or None when the folder keeps none.
+        problems: One line for every file that could not be read. Reading manifests adds to it.
+    """
+
+    name: str
+    layout: Layout
+    records: tuple[Record, ...]
+    spec: dict[str, Any] | None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        """The folder itself."""
+        return self.layout.folder
+
+    def manifests(self) -> list[tuple[str, Manifest]]:
+        """Every manifest that a record names, with its path inside the folder, sorted by path."""
+        names = {record.poison.manifest for record in self.records if record.poison is not None}
+        found: list[tuple[str, Manifest]] = []
+        for name in sorted(names):
+            path = self.path / name
+            # A record is data that may have been sent by someone else: it must not name files elsewhere.
+            if not path.resolve().is_relative_to(self.path.resolve()):
+                self.problems.append(f"{name}: the manifest lies outside the folder and was not read")
+                continue
+            try:
+                found.append((name, read_manifest(path)))
+            except UserError as error:
+                self.problems.append(str(error))
+        return found
+
+
+def load(paths: Sequence[Path]) -> list[Folder]:
+    """Read the folders of a report.
+
+    Raises:
+        UserError: No folder is given, one is given twice, one does not exist, or one holds no record.
+    """
+    if not paths:
+        raise UserError("no folder to report on", cure="Name the folder of a sweep.")
+    resolved = [path.resolve() for path in paths]
+    for path, count in Counter(resolved).items():
+        if count > 1:
+            raise UserError("the folder is given twice", where=str(path))
+    return [_load(path, name) for path, name in zip(paths, _names(resolved), strict=True)]
+
+
+def _load(path: Path, name: str) -> Folder:
+    if not path.is_dir():
+        raise UserError(
+            "not a folder", where=str(path), cure="Name the folder that `foretaste measure` wrote."
+        )
+    layout = Layout(path)
+    records, problems = layout.read()
+    if not records:
+        detail = (
+            f"; {len(problems)} file(s) there could not be read, first: {problems[0]}" if problems else ""
+        )
+        raise UserError(
+            f"no records in {layout.runs}{detail}",
+            where=str(path),
+            cure="Name the folder that `foretaste measure` wrote.",
+        )
+    lines = [str(problem) for problem in problems]
+    return Folder(name, layout, tuple(records), _read_spec(layout.spec, lines), lines)
+
+
+def _read_spec(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problems.append(f"{path}: cannot read the spec: {error}")
+        return None
+    if not isinstance(spec, dict):
+        problems.append(f"{path}: the spec is not an object")
+        return None
+    return spec
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Last parts of the paths, with as many parents as it takes to tell them apart."""
+    depth = 1
+    while True:
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names) or depth > max(len(path.parts) for path in paths):
+            return names
+        depth += 1

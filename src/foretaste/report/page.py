@@ -1,0 +1,136 @@
+"""The report as one HTML page that needs nothing else: no network, no server, no other file."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from foretaste.report import contents, provenance, tables, verdict
+from foretaste.report.cells import Frames
+from foretaste.report.figures import FIGURES, Over
+from foretaste.report.figures.axes import arms_of
+from foretaste.report.figures.theme import DARK_ARMS, LIGHT_ARMS, VEGA_LITE, theme
+from foretaste.report.load import Folder
+from foretaste.report.metrics import DEFINITIONS, percent
+from foretaste.report.poison import ROWS_SHOWN, poisoned_rows
+
+AMOUNTS: tuple[Over, Over] = ("rate", "count")
+ORDER = (
+    "asr_over_rate",
+    "accuracy_over_rate",
+    "asr_against_flip",
+    "paired_difference",
+    "per_seed",
+    "loss_curves",
+)
+
+
+def specs(frames: Frames) -> dict[str, dict[Over, dict[str, Any]]]:
+    """Vega-Lite specifications of all figures, for rates and, where it differs, for counts.
+
+    A figure that is not in `ORDER` (a plug-in's) comes after those that are.
+    """
+    names = [*(name for name in ORDER if name in FIGURES), *(name for name in FIGURES if name not in ORDER)]
+    found: dict[str, dict[Over, dict[str, Any]]] = {}
+    for name in names:
+        figure = FIGURES.get(name)
+        found[name] = {
+            over: figure.spec(frames, over) for over in (AMOUNTS if figure.amounts else AMOUNTS[:1])
+        }
+    return found
+
+
+def usual_amount(frames: Frames) -> Over:
+    """What most poisoned runs were asked for: a rate or a count."""
+    poisoned = frames.runs[frames.runs["attack"] != "clean"]
+    return "count" if poisoned["requested_count"].notna().sum() > len(poisoned) / 2 else "rate"
+
+
+def render(folders: Sequence[Folder], frames: Frames, figures: dict[str, dict[Over, dict[str, Any]]]) -> str:
+    """The page.
+
+    Args:
+        folders: The folders of the report.
+        frames: Their tables.
+        figures: What `specs` returns.
+    """
+    arms = arms_of(frames)
+    html = functools.partial(tables.to_html, arms=arms)
+    # Manifests are read first: a manifest that cannot be read is one of the problems that the page lists.
+    poison = poisoned_rows(folders)
+    context = {
+        "title": provenance.title_of(folders),
+        "folders": folders,
+        "arms": arms,
+        "inputs": provenance.inputs(folders),
+        "period": provenance.period(folders),
+        "verdict": verdict.judge(frames),
+        "figures": [FIGURES.get(name) for name in figures],
+        "amount": usual_amount(frames),
+        "cells": html(contents.cells_table(frames)),
+        "pairs": [(table, html(table)) for table in contents.pairs_tables(frames)],
+        "mcnemar": _unless_empty(contents.mcnemar_table(frames), html),
+        "failed": _unless_empty(contents.failed_table(frames), html),
+        "runs": html(contents.runs_table(frames)),
+        "cost": html(contents.by_arm(frames)),
+        "spec_texts": [(folder.name, provenance.spec_text(folder)) for folder in folders],
+        "differences": provenance.spec_differences(folders) if len(folders) > 1 else [],
+        "versions": provenance.versions(folders),
+        "machines": provenance.machines(folders),
+        "seeds": provenance.seeds(folders),
+        "notes": provenance.notes(folders),
+        "problems": [*(line for folder in folders for line in folder.problems), *frames.problems],
+        "definitions": DEFINITIONS,
+        "rows_shown": ROWS_SHOWN,
+        "manifests": poison["manifests"],
+        "data": _data(figures, poison),
+        "bundle": _bundle(),
+        "light_arms": LIGHT_ARMS,
+        "dark_arms": DARK_ARMS,
+    }
+    return _environment().get_template("page.html.j2").render(context)
+
+
+def _data(figures: dict[str, dict[Over, dict[str, Any]]], poison: dict[str, Any]) -> dict[str, Any]:
+    # Without its schema address a specification is still read as Vega-Lite, and the page names no server.
+    bare = {
+        name: {
+            over: {key: value for key, value in spec.items() if key != "$schema"}
+            for over, spec in both.items()
+        }
+        for name, both in figures.items()
+    }
+    return {"figures": bare, "themes": {"light": theme(), "dark": theme(dark=True)}, "poison": poison}
+
+
+def _unless_empty(table: tables.Table, html: functools.partial[Markup]) -> Markup | None:
+    return html(table) if table.rows else None
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("foretaste.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # NaN is no JSON: the browser would refuse the whole block, so it has to fail here.
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.filters["percent"] = percent
+    environment.filters["gauge"] = verdict.gauge_text
+    return environment
+
+
+@functools.cache
+def _bundle() -> Markup:
+    """Vega, Vega-Lite and vega-embed as one script, from the vl-convert wheel."""
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
+    if "</script" in script or "<!--" in script:
+        raise RuntimeError("the Vega bundle cannot stand inside a script element")
+    return Markup(script)  # noqa: S704  # code of a dependency, checked above; not data

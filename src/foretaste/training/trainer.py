@@ -1,0 +1,269 @@
+"""Fine-tuning through `transformers.Trainer`, and prediction with what came out."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from foretaste.models.encode import Encoded
+from foretaste.seeds import borrowed_global_state, integer
+from foretaste.spec import TrainingSpec
+from foretaste.training.order import SeededOrder
+
+OPTIMIZERS = {"adamw": "adamw_torch_fused", "sgd": "sgd", "adafactor": "adafactor"}
+DEFAULT_EPOCHS = 3.0
+OnStep = Callable[[int, int], None]
+"""Called with (steps done, steps in all) after each optimiser step."""
+
+
+class Diverged(RuntimeError):
+    """Loss, weights or optimiser state are no longer finite."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training did: losses of all steps, times, and how much of the work was padding."""
+
+    loss: list[float]
+    steps: int
+    epochs: float
+    seconds: float
+    rows: int
+    tokens: int
+    padding: int
+
+
+class Collator:
+    """Pads rows to the longest of their batch, or to a fixed length.
+
+    Args:
+        tokenizer: Knows the padding token and side.
+        pad_to: Fixed length; None pads to the longest row of the batch.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to: int | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._pad_to = pad_to
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        inputs = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
+        batch = self._tokenizer.pad(
+            inputs,
+            padding="max_length" if self._pad_to else "longest",
+            max_length=self._pad_to,
+            return_tensors="pt",
+            verbose=False,
+        )
+        return dict(batch) | {"labels": torch.tensor([row["labels"] for row in rows])}
+
+
+class _Trainer(Trainer):
+    """Trainer with our order of rows, a check of every loss, and a count of the work."""
+
+    def __init__(self, *, sampler: Sampler[int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._sampler = sampler
+        self.losses: list[float] = []
+        self.rows = self.tokens = self.padding = 0
+
+    def _get_train_sampler(self, *_: Any, **__: Any) -> Sampler[int]:
+        return self._sampler
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        # The loss comes back divided by the accumulation steps: undo it, so that curves compare.
+        value = loss.item() * self.args.gradient_accumulation_steps
+        if not math.isfinite(value):
+            raise Diverged(f"the loss is {value} at step {self.state.global_step + 1}")
+        self.losses.append(value)
+        # Counted here and not in the collator, which accelerate lets run one batch ahead.
+        mask = args[1]["attention_mask"]
+        self.rows += len(mask)
+        self.tokens += mask.numel()
+        self.padding += int((mask == 0).sum())
+        return loss
+
+
+class _Steps(TrainerCallback):
+    """Reports progress, and lets AdaLoRA move its rank budget."""
+
+    def __init__(self, on_step: OnStep | None) -> None:
+        self._on_step = on_step
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """AdaLoRA reads the gradients of this step, before they are cleared."""
+        update = getattr(getattr(kwargs["model"], "base_model", None), "update_and_allocate", None)
+        if update is not None:
+            update(state.global_step + 1)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One more step is done."""
+        if self._on_step is not None:
+            self._on_step(state.global_step, state.max_steps)
+
+
+def planned_steps(spec: TrainingSpec, rows: int) -> int:
+    """Optimiser steps that the spec asks for on so many rows."""
+    if spec.steps is not None:
+        return spec.steps
+    per_epoch = math.ceil(math.ceil(rows / spec.batch_size) / spec.gradient_accumulation)
+    return math.ceil((spec.epochs or DEFAULT_EPOCHS) * per_epoch)
+
+
+def dtype_of(spec: TrainingSpec) -> torch.dtype:
+    """The dtype of the weights."""
+    return torch.bfloat16 if spec.precision == "bfloat16" else torch.float32
+
+
+def device_of(spec: TrainingSpec) -> torch.device:
+    """The device to train on: as asked, or the best there is."""
+    if spec.device != "auto":
+        return torch.device(spec.device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def fine_tune(
+    model: nn.Module,
+    train: Encoded,
+    order_lengths: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    spec: TrainingSpec,
+    *,
+    max_length: int,
+    seed: int,
+    on_step: OnStep | None = None,
+) -> Trained:
+    """Train a classifier in place.
+
+    Args:
+        model: From `adapters.attach`.
+        train: Poisoned training rows, tokenised.
+        order_lengths: Tokens of the same rows before poisoning; they decide the batches.
+        tokenizer: Pads the batches.
+        spec: Budget, optimiser and the rest; its learning rate is set.
+        max_length: Length to pad to under `padding: max_length`.
+        seed: The order seed; it also drives dropout where there is any.
+        on_step: Progress.
+
+    Raises:
+        Diverged: A loss, a weight or a state of the optimiser is not finite.
+    """
+    assert spec.learning_rate is not None
+    steps = planned_steps(spec, len(train))
+    collator = Collator(tokenizer, max_length if spec.padding == "max_length" else None)
+    with tempfile.TemporaryDirectory(prefix="foretaste-") as folder, borrowed_global_state(seed, "order"):
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=spec.batch_size,
+            gradient_accumulation_steps=spec.gradient_accumulation,
+            max_steps=steps,
+            learning_rate=spec.learning_rate,
+            lr_scheduler_type=spec.schedule,
+            warmup_steps=int(spec.warmup_ratio * steps),
+            weight_decay=spec.weight_decay,
+            max_grad_norm=spec.max_grad_norm or 0.0,
+            optim=OPTIMIZERS[spec.optimizer],
+            bf16=spec.precision == "mixed-bfloat16",
+            fp16=spec.precision == "mixed-float16",
+            use_cpu=device_of(spec).type == "cpu",
+            seed=integer(seed, "order", "trainer"),
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=device_of(spec).type == "cuda",
+            remove_unused_columns=False,
+        )
+        trainer = _Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=train,
+            data_collator=collator,
+            callbacks=[_Steps(on_step)],
+            sampler=SeededOrder(
+                order_lengths, spec.batch_size, seed=seed, by_length=spec.grouping == "length"
+            ),
+        )
+        trainer.remove_callback(PrinterCallback)
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+        _check_finite(trainer)
+    return Trained(
+        loss=_per_step(trainer.losses, spec.gradient_accumulation, trainer.state.global_step),
+        steps=trainer.state.global_step,
+        epochs=float(trainer.state.epoch or 0.0),
+        seconds=seconds,
+        rows=trainer.rows,
+        tokens=trainer.tokens,
+        padding=trainer.padding,
+    )
+
+
+def _per_step(losses: list[float], accumulation: int, steps: int) -> list[float]:
+    """Mean loss of the micro-batches of each optimiser step."""
+    if accumulation == 1:
+        return losses
+    edges = np.linspace(0, len(losses), steps + 1).round().astype(int)
+    return [float(np.mean(losses[a:b])) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def _check_finite(trainer: Trainer) -> None:
+    assert trainer.model is not None
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise Diverged(f"weight '{name}' is not finite after training")
+    for state in getattr(trainer.optimizer, "state", {}).values():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
+                raise Diverged(f"optimiser state '{key}' is not finite after training")
+
+
+def padded_batches(
+    rows: Encoded, tokenizer: PreTrainedTokenizerBase, size: int, device: torch.device
+) -> tuple[list[dict[str, torch.Tensor]], list[int]]:
+    """Model inputs without labels, in batches of similar length, and the row that each line came from."""
+    order = [int(i) for i in np.argsort(rows.lengths, kind="stable")]
+    collate = Collator(tokenizer)
+    batches = []
+    for start in range(0, len(order), size):
+        batch = collate([rows[i] for i in order[start : start + size]])
+        del batch["labels"]
+        batches.append({key: value.to(device) for key, value in batch.items()})
+    return batches, order
+
+
+def predict(
+    model: nn.Module, rows: Encoded, tokenizer: PreTrainedTokenizerBase, size: int
+) -> npt.NDArray[np.float32]:
+    """Logits of shape (rows, classes), in the order of the rows; dropout off."""
+    device = next(model.parameters()).device
+    batches, order = padded_batches(rows, tokenizer, size, device)
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        logits = [model(**batch).logits.float().cpu().numpy() for batch in batches]
+    model.train(was_training)
+    stacked = np.concatenate(logits)
+    result = np.empty_like(stacked)
+    result[order] = stacked
+    return result

@@ -1,0 +1,31 @@
+"""Small synthetic sweeps that the tests of the report share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for records_factory: tests are no package
+
+from records_factory import Sweep
+
+from foretaste.report import Frames, build, load
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three arms, two attacks, two amounts, three seeds; one collapsed, one diverged, one in error."""
+    sweep = Sweep(tmp_path_factory.mktemp("sweeps") / "small")
+    sweep.fill(("full", "lora-r8", "lora-r64"), (0.001, 0.1), range(3))
+    sweep.add("lora-r8", "label-flip", rate=0.1, seed=1, collapsed=True, accuracy=0.5)
+    sweep.add("full", "trigger", rate=0.1, seed=2, status="diverged", notes=["Careful: <i>note</i>."])
+    sweep.add("lora-r64", seed=0, status="error")
+    sweep.write_spec()
+    return sweep.layout.folder
+
+
+@pytest.fixture(scope="session")
+def frames(small: Path) -> Frames:
+    return build(load([small]))
