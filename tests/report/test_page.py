@@ -216,7 +216,7 @@ def test_tables_escape_and_explain() -> None:
     assert r"a\_b \& \textless{}c\textgreater{} (5 \%) & --\textsuperscript{a} \\" in text
     assert r"{[}.*?{]} \textbackslash{} \textasciitilde{}\textasciicircum{}\{\}\$\#" in text
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
-    assert latex("a\nb") == "a b"
+    assert latex("a\nb") == "a, b"
 
 
 def test_torch_is_not_imported() -> None:

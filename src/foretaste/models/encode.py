@@ -31,6 +31,11 @@ class Encoded:
         return [int(row["labels"]) for row in self.features]  # type: ignore[arg-type]
 
     @property
+    def token_ids(self) -> set[int]:
+        """Every token id that occurs."""
+        return {token for row in self.features for token in row["input_ids"]}  # type: ignore[union-attr]
+
+    @property
     def lengths(self) -> list[int]:
         """Tokens of each row."""
         return [len(row["input_ids"]) for row in self.features]  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import pandas as pd
 
 from foretaste.report.cells import STATUSES, Frames
 from foretaste.report.metrics import METRICS, points
+from foretaste.report.observations import arm_order
 from foretaste.report.rows import records_of
 from foretaste.report.tables import Column, Entry, Table, missing
 
@@ -34,7 +35,7 @@ def cells_table(frames: Frames) -> Table:
     outer = varying(frames.runs)
     columns = [
         *(Column(name.capitalize()) for name in outer),
-        *(Column(title) for title in ("Attack", "Poison", "Arm", "Runs")),
+        *(Column("Attack"), Column("Poison", held=1), Column("Arm", held=2), Column("Runs")),
         *(Column(METRICS[name].label, numeric=True) for name in CELL_METRICS),
     ]
     rows = [
@@ -73,7 +74,7 @@ def pairs_table(frames: Frames, pairs: pd.DataFrame, title: str = "Paired differ
     columns = [
         *(Column(name.capitalize()) for name in outer),
         *([Column("Metric")] if several else []),
-        *(Column(title) for title in ("Attack", "Poison", "Arm", "Reference")),
+        *(Column("Attack"), Column("Poison", held=1), Column("Arm", held=2), Column("Reference")),
         Column("Pairs", numeric=True),
         Column("Mean difference", numeric=True),
         Column("Median", numeric=True),
@@ -181,7 +182,7 @@ def _runs_entry(row: Row) -> Entry:
     flags = [f"{row[status]} {status}" for status in STATUSES[1:] if row[status]]
     flags += [f"{row['collapsed']} collapsed"] if row["collapsed"] else []
     return Entry(
-        f"{row['completed']} of {row['runs']}", detail=", ".join(flags), tone="warn" if flags else ""
+        f"{row['completed']} of {row['runs']}", detail="\n".join(flags), tone="warn" if flags else ""
     )
 
 
@@ -193,27 +194,27 @@ def _summary_entry(row: Row, metric: str) -> Entry:
     if value["mean"] is None:
         return missing(row[f"{metric}_reason"] or "no value")
     form = _signed if METRICS[metric].change else _plain
-    interval = f" [{form(value['low'])}, {form(value['high'])}]" if value["low"] is not None else ""
-    detail = f"median {form(value['median'])}"
+    lines = [f"[{form(value['low'])}, {form(value['high'])}]"] if value["low"] is not None else []
+    lines.append(f"median {form(value['median'])}")
     if row["collapsed"]:
         without = value["mean_without_collapsed"]
-        detail += f", uncollapsed {form(without)}" if without is not None else ", all collapsed"
-    return Entry(form(value["mean"]) + interval, detail, reason=row[f"{metric}_interval_reason"])
+        lines.append(f"uncollapsed {form(without)}" if without is not None else "all collapsed")
+    return Entry(form(value["mean"]), "\n".join(lines), reason=row[f"{metric}_interval_reason"])
 
 
 def _difference_entry(row: Row) -> Entry:
     if row["mean"] is None:
         return missing("no pair of runs")
-    detail = ""
+    lines = [f"[{points(row['low'])}, {points(row['high'])}]"] if row["low"] is not None else []
     if row["collapsed"]:
         without = row["mean_without_collapsed"]
-        detail = f"uncollapsed {points(without)}" if without is not None else "all collapsed"
+        lines.append(f"uncollapsed {points(without)}" if without is not None else "all collapsed")
+    reason = ""
     if row["low"] is None:
         reason = (
             "one pair: no interval" if row["n"] == 1 else "all pairs gave the same difference: no interval"
         )
-        return Entry(points(row["mean"]), detail, reason=reason)
-    return Entry(f"{points(row['mean'])} [{points(row['low'])}, {points(row['high'])}]", detail)
+    return Entry(points(row["mean"]), "\n".join(lines), reason=reason)
 
 
 def _rows_entry(row: Row) -> Entry:
@@ -232,7 +233,7 @@ def _p_entry(value: float | None) -> Entry:
 
 def _pair_flags(row: Row) -> str:
     flags = [f"{row['collapsed']} collapsed"] if row["collapsed"] else []
-    return ", ".join([*flags, *([f"{row['unpaired']} unpaired"] if row["unpaired"] else [])])
+    return "\n".join([*flags, *([f"{row['unpaired']} unpaired"] if row["unpaired"] else [])])
 
 
 def _run_entry(row: Row, name: str, form: Callable[[Any], str]) -> Entry:
@@ -255,8 +256,9 @@ def _signed(share: float) -> str:
 
 def by_arm(frames: Frames) -> Table:
     """What each arm cost: parameters, speed, time."""
+    arms = arm_order(frames.runs["arm"].tolist())
     groups: dict[tuple[str, str], list[Row]] = {}
-    for row in records_of(frames.runs):
+    for row in sorted(records_of(frames.runs), key=lambda row: (row["folder"], arms.index(row["arm"]))):
         groups.setdefault((row["folder"], row["arm"]), []).append(row)
     columns = [
         *([Column("Folder")] if "folder" in varying(frames.runs) else []),

@@ -136,4 +136,5 @@ def percent(value: float, digits: int = 1) -> str:
 
 def points(value: float, digits: int = 1) -> str:
     """A difference of shares in percentage points, signed."""
-    return f"{value * 100:+.{digits}f}".replace("-", "−")
+    rounded = round(value * 100, digits) + 0.0  # turns −0.0 into 0.0
+    return f"{rounded:+.{digits}f}".replace("-", "−")

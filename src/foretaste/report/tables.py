@@ -28,7 +28,7 @@ class Entry:
 
     Attributes:
         text: What it says.
-        detail: A second, smaller line.
+        detail: Smaller lines below it.
         reason: Why the value is missing; the page and LaTeX print it as a note.
         arm: Name of an arm whose colour marks the field.
     """
@@ -42,10 +42,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Column:
-    """Heading of a column; numbers are set flush right."""
+    """Heading of a column; numbers are set flush right.
+
+    Attributes:
+        held: Stays in sight when the page scrolls the table sideways; 1 and 2 are the places from the left.
+    """
 
     title: str
     numeric: bool = False
+    held: Literal[0, 1, 2] = 0
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Classes of its fields on the page."""
+        return (*(("num",) if self.numeric else ()), *((f"held{self.held}",) if self.held else ()))
 
 
 @dataclass(frozen=True)
@@ -79,8 +89,8 @@ def to_html(table: Table, *, arms: Sequence[str] = ()) -> Markup:
     """
     reasons = _reasons(table)
     head = Markup("").join(
-        Markup('<th scope="col"{}>{}</th>').format(Markup(' class="num"') if c.numeric else "", c.title)
-        for c in table.columns
+        Markup('<th scope="col" class="{}">{}</th>').format(" ".join(column.classes), column.title)
+        for column in table.columns
     )
     body = Markup("").join(
         Markup("<tr>{}</tr>").format(
@@ -152,7 +162,7 @@ _LATEX = {
     MINUS: "$-$",
     "·": r"$\cdot$",
     "×": r"$\times$",
-    "\n": " ",
+    "\n": ", ",
 }
 
 
@@ -179,7 +189,7 @@ def _note_lines(table: Table, reasons: dict[str, str]) -> Iterable[str]:
 
 
 def _html_entry(entry: Entry, column: Column, reasons: dict[str, str], arms: Sequence[str]) -> Markup:
-    classes = " ".join(name for name in ("num" if column.numeric else "", entry.tone) if name)
+    classes = " ".join(name for name in (*column.classes, entry.tone) if name)
     mark = Markup("<sup>{}</sup>").format(reasons[entry.reason]) if entry.reason else Markup("")
     dot = Markup("")
     if entry.arm in arms:

@@ -26,6 +26,7 @@ from foretaste.models.encode import Encoded
 from foretaste.seeds import borrowed_global_state, integer
 from foretaste.spec import TrainingSpec
 from foretaste.training.order import SeededOrder
+from foretaste.training.vocabulary import only_used_tokens
 
 OPTIMIZERS = {"adamw": "adamw_torch_fused", "sgd": "sgd", "adafactor": "adafactor"}
 DEFAULT_EPOCHS = 3.0
@@ -204,10 +205,12 @@ def fine_tune(
             ),
         )
         trainer.remove_callback(PrinterCallback)
+        tokens = {tokenizer.pad_token_id} | train.token_ids
         started = time.perf_counter()
-        trainer.train()
+        with only_used_tokens(model, tokens, spec):
+            trainer.train()
+            _check_finite(trainer)
         seconds = time.perf_counter() - started
-        _check_finite(trainer)
     return Trained(
         loss=_per_step(trainer.losses, spec.gradient_accumulation, trainer.state.global_step),
         steps=trainer.state.global_step,

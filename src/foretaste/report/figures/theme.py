@@ -79,10 +79,12 @@ def save(spec: dict[str, Any], stem: Path) -> list[Path]:
         stem: Path without ending.
     """
     themed = {**spec, "config": theme(ground="white")}
+    svg: str = vl_convert.vegalite_to_svg(themed, vl_version=VEGA_LITE)
+    # PNG and PDF are made from the SVG, so that a large figure is laid out once.
     contents: dict[str, str | bytes] = {
-        "svg": vl_convert.vegalite_to_svg(themed, vl_version=VEGA_LITE),
-        "png": vl_convert.vegalite_to_png(themed, vl_version=VEGA_LITE, scale=2),
-        "pdf": vl_convert.vegalite_to_pdf(themed, vl_version=VEGA_LITE),
+        "svg": svg,
+        "png": vl_convert.svg_to_png(svg, scale=2),
+        "pdf": vl_convert.svg_to_pdf(svg),
     }
     paths = []
     for ending in FORMATS:

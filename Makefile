@@ -1,0 +1,42 @@
+# Every target sets up what it needs: a virtual environment, pinned packages, assets.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart test check slow bench format clean
+
+quickstart: .venv/run  ## poison, fine-tune and test on real movie reviews; ends with one HTML page
+	$(BIN)/foretaste measure quickstart -o runs/quickstart
+	$(BIN)/foretaste report runs/quickstart
+
+test: .venv/dev  ## the fast test suite: CPU, no network
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: .venv/dev  ## lint, format, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+slow: .venv/dev  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+bench: .venv/dev  ## speed, as ratios measured in one run
+	$(BIN)/python -m benchmarks
+
+format: .venv/dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# torch first and by itself: its pin decides the build that everything else is installed against.
+.venv/run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) -e '.[gguf]'
+	touch $@
+
+.venv/dev: .venv/run
+	$(INSTALL) -e '.[dev]'
+	touch $@
