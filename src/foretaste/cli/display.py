@@ -127,6 +127,10 @@ class SweepDisplay:
             self._progress.remove_task(self._runs.pop(run.id))
         self._say(f"[yellow]retry {attempt}[/] {escape(run.label)}: its worker process died")
 
+    def stopping(self, active: int) -> None:
+        """Say that runs under way will be finished."""
+        self._say(f"Finishing the {active} runs under way; press Ctrl-C again to drop them.")
+
 
 def show_preview(preview: Preview, console: Console) -> None:
     """The plan as a table: one line a cell, with the seeds that are missing."""

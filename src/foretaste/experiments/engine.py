@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -47,6 +47,9 @@ class Listener(Protocol):
 
     def retried(self, run: RunSpec, attempt: int) -> None:
         """The worker of a run died; the run is started again."""
+
+    def stopping(self, active: int) -> None:
+        """Ctrl-C: so many runs are still under way and will be finished."""
 
 
 @dataclass(frozen=True)
@@ -93,22 +96,35 @@ def run_inline(
 
 
 def run_in_processes(
-    runs: Sequence[RunSpec], workspace: Workspace, listener: Listener, allocation: Allocation
+    runs: Sequence[RunSpec],
+    workspace: Workspace,
+    listener: Listener,
+    workers: int,
+    choose: Callable[[ProcessPoolExecutor], Allocation],
 ) -> None:
     """Do the runs in worker processes.
 
     The first Ctrl-C lets the runs under way finish and starts no others; the second stops them.
 
+    Args:
+        runs: What to do.
+        workspace: Where, and with what; nothing in memory.
+        listener: Hears of progress.
+        workers: Processes to start; never more are busy than the allocation says.
+        choose: Decides the allocation, by measuring in the started workers if it likes.
+
     Raises:
         OSError: A result could not be written; all other runs keep theirs.
         KeyboardInterrupt: After the runs under way have finished, or been stopped.
     """
-    workspace = replace(workspace, processes=allocation.processes)
     todo = deque(runs)
     attempts: Counter[str] = Counter()
+    allocation: Allocation | None = None
     while todo:
-        with _pool(allocation, listener) as pool:
-            suspects = _drain(pool, todo, attempts, workspace, listener, allocation)
+        with _pool(workers, listener) as pool:
+            allocation = allocation or choose(pool)
+            sweep = _Sweep(pool, replace(workspace, processes=allocation.processes), listener, allocation)
+            suspects = sweep.drain(todo, attempts)
         for run in suspects:
             if attempts[run.id] >= MAX_ATTEMPTS:
                 reason = f"its worker process died {MAX_ATTEMPTS} times (killed, or out of memory?)"
@@ -122,60 +138,62 @@ def run_in_processes(
                 todo.appendleft(run)
 
 
-def _drain(
-    pool: ProcessPoolExecutor,
-    todo: deque[RunSpec],
-    attempts: Counter[str],
-    workspace: Workspace,
-    listener: Listener,
-    allocation: Allocation,
-) -> list[RunSpec]:
-    """Work through `todo` until it is empty or the pool breaks; the runs that were under way at a break."""
-    active: dict[Future[Record], RunSpec] = {}
-    stopping = False
-    while True:
-        try:
-            while todo and not stopping and _may_start(todo[0], active, attempts, allocation.processes):
-                run = todo.popleft()
-                attempts[run.id] += 1
-                active[
-                    pool.submit(_work, run, workspace, allocation.threads, attempts[run.id])
-                ] = run
-                listener.started(run)
-            if not active:
-                if stopping:
-                    raise KeyboardInterrupt
-                return []
-            done, _ = wait(active, return_when=FIRST_COMPLETED)
-            for future in done:
-                record = future.result()
-                listener.finished(active.pop(future), record)
-        except BrokenProcessPool:
-            return list(active.values())
-        except KeyboardInterrupt:
-            if stopping or not active:
-                raise
-            stopping = True
+@dataclass(frozen=True)
+class _Sweep:
+    """One life of the pool."""
+
+    pool: ProcessPoolExecutor
+    workspace: Workspace
+    listener: Listener
+    allocation: Allocation
+
+    def drain(self, todo: deque[RunSpec], attempts: Counter[str]) -> list[RunSpec]:
+        """Work through `todo` until it is empty or the pool breaks; the runs under way at a break."""
+        active: dict[Future[Record], RunSpec] = {}
+        stopping = False
+        while True:
+            try:
+                while todo and not stopping and _may_start(todo[0], active, attempts, self.allocation):
+                    run = todo.popleft()
+                    attempts[run.id] += 1
+                    active[self._submit(run, attempts[run.id])] = run
+                    self.listener.started(run)
+                if not active:
+                    if stopping:
+                        raise KeyboardInterrupt
+                    return []
+                done, _ = wait(active, return_when=FIRST_COMPLETED)
+                for future in done:
+                    record = future.result()
+                    self.listener.finished(active.pop(future), record)
+            except BrokenProcessPool:
+                return list(active.values())
+            except KeyboardInterrupt:
+                if stopping or not active:
+                    raise
+                stopping = True
+                self.listener.stopping(len(active))
+
+    def _submit(self, run: RunSpec, attempt: int) -> Future[Record]:
+        return self.pool.submit(_work, run, self.workspace, self.allocation.threads, attempt)
 
 
 def _may_start(
-    run: RunSpec, active: dict[Future[Record], RunSpec], attempts: Counter[str], processes: int
+    run: RunSpec, active: dict[Future[Record], RunSpec], attempts: Counter[str], allocation: Allocation
 ) -> bool:
     """A run whose worker died before runs alone, so that the next death is certainly its own."""
     if attempts[run.id] or any(attempts[other.id] > 1 for other in active.values()):
         return not active
-    return len(active) < processes
+    return len(active) < allocation.processes
 
 
 @contextmanager
-def _pool(allocation: Allocation, listener: Listener) -> Iterator[ProcessPoolExecutor]:
+def _pool(workers: int, listener: Listener) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("spawn")
     steps: multiprocessing.Queue[tuple[str, int, int] | None] = context.Queue()
     before = set(multiprocessing.active_children())
-    with _worker_environment(allocation.threads):
-        pool = ProcessPoolExecutor(
-            allocation.processes, mp_context=context, initializer=_start, initargs=(steps,)
-        )
+    with _worker_environment():
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(steps,))
         hearing = threading.Thread(target=_hear, args=(steps, listener), daemon=True)
         hearing.start()
         try:
@@ -194,15 +212,13 @@ def _pool(allocation: Allocation, listener: Listener) -> Iterator[ProcessPoolExe
 
 
 @contextmanager
-def _worker_environment(threads: int) -> Iterator[None]:
-    """Environment of the workers while the pool starts them.
+def _worker_environment() -> Iterator[None]:
+    """Environment of the workers while the pool starts them; each run sets its own number of threads.
 
     The malloc settings keep glibc from giving large freed blocks back to the system at every step, which
     costs a page fault for every 4 KiB of the next gradient (measured: 10 % of a MiniLM step).
     """
     wanted = {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
         "MALLOC_MMAP_THRESHOLD_": str(2**30),
         "MALLOC_TRIM_THRESHOLD_": str(2**30),
         "TOKENIZERS_PARALLELISM": "false",
@@ -269,32 +285,34 @@ def _work(run: RunSpec, workspace: Workspace, threads: int, attempt: int) -> Rec
 # --- choosing the allocation ---------------------------------------------------------------------
 
 
-def choose_allocation(runs: int, *, parameters: int, tokens: int, hidden: int) -> Allocation:
-    """Processes x threads that train most, by measuring each split of the cores at the shapes of the sweep.
+def most_processes(runs: int, parameters: int) -> int:
+    """The most processes that make sense: no more than runs, cores, or what fits into memory.
 
     Args:
-        runs: Runs to do; there are never more processes.
-        parameters: Of the base model, for the memory that a process needs.
+        runs: Runs to do.
+        parameters: Of the base model.
+    """
+    if torch.cuda.is_available():
+        return 1
+    return min(cores(), runs, affordable_processes(parameters))
+
+
+def measured_allocation(pool: ProcessPoolExecutor, most: int, tokens: int, hidden: int) -> Allocation:
+    """Processes x threads that train most, by measuring each split of the cores at the sweep's shapes.
+
+    Args:
+        pool: Has `most` workers, which will do the sweep.
+        most: The most processes to try.
         tokens: Tokens of a batch.
         hidden: Width of the model.
     """
     total = cores()
-    if torch.cuda.is_available():
-        return Allocation(1, total, "one process for the accelerator")
-    most = min(total, runs, affordable_processes(parameters))
     splits = [p for p in (2**i for i in range(total.bit_length())) if p <= most]
-    if splits == [1]:
-        why = "one run" if runs == 1 else "one core" if total == 1 else "memory for one"
-        return Allocation(1, total, why)
-    context = multiprocessing.get_context("spawn")
+    list(pool.map(_settle, [0.3] * most))
     rates: dict[int, float] = {}
-    with _worker_environment(1), ProcessPoolExecutor(
-        splits[-1], mp_context=context, initializer=_start, initargs=(context.Queue(),)
-    ) as pool:
-        list(pool.map(_settle, [0.3] * splits[-1]))
-        for p in splits:
-            jobs = [pool.submit(_trial, tokens, hidden, total // p) for _ in range(p)]
-            rates[p] = sum(job.result() for job in jobs)
+    for p in splits:
+        jobs = [pool.submit(_trial, tokens, hidden, total // p) for _ in range(p)]
+        rates[p] = sum(job.result() for job in jobs)
     best = max(rates, key=lambda p: rates[p])
     gains = ", ".join(f"{p} x {total // p}: {rates[p] / rates[1]:.2f}" for p in splits)
     return Allocation(best, total // best, f"measured speed, processes x threads: {gains}")

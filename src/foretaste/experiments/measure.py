@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -52,6 +53,9 @@ class Silent:
         """Nothing."""
 
     def retried(self, run: RunSpec, attempt: int) -> None:
+        """Nothing."""
+
+    def stopping(self, active: int) -> None:
         """Nothing."""
 
 
@@ -176,24 +180,32 @@ def _run(
     threads: int | None,
 ) -> None:
     if not workspace.resources.empty:
-        allocation = engine.Allocation(1, threads or engine.cores(), "data or model in memory")
+        fixed = engine.Allocation(1, threads or engine.cores(), "data or model in memory")
+        workers = 1
     elif processes is not None:
-        each = threads or max(1, engine.cores() // processes)
-        allocation = engine.Allocation(processes, each, "as asked")
+        fixed = engine.Allocation(processes, threads or max(1, engine.cores() // processes), "as asked")
+        workers = processes
     else:
+        fixed = None
         shape, _ = _shape(planned, workspace.base_dir, workspace.resources)
-        batch = missing[0].training.batch_size
-        allocation = engine.choose_allocation(
-            len(missing),
-            parameters=shape.total_parameters,
-            tokens=max(1, round(batch * shape.train_tokens)),
-            hidden=shape.hidden,
-        )
-    watcher.allocated(allocation)
-    if allocation.processes == 1:
-        engine.run_inline(missing, workspace, watcher, allocation.threads)
-    else:
-        engine.run_in_processes(missing, workspace, watcher, allocation)
+        workers = engine.most_processes(len(missing), shape.total_parameters)
+        if workers == 1:
+            fixed = engine.Allocation(1, threads or engine.cores(), "one run, one core or memory for one")
+    if fixed is not None:
+        watcher.allocated(fixed)
+        if fixed.processes == 1:
+            engine.run_inline(missing, workspace, watcher, fixed.threads)
+            return
+
+    def choose(pool: ProcessPoolExecutor) -> engine.Allocation:
+        if fixed is not None:
+            return fixed
+        tokens = max(1, round(missing[0].training.batch_size * shape.train_tokens))
+        measured = engine.measured_allocation(pool, workers, tokens, shape.hidden)
+        watcher.allocated(measured)
+        return measured
+
+    engine.run_in_processes(missing, workspace, watcher, workers, choose)
 
 
 def _shape(planned: Plan, base_dir: Path, resources: Resources) -> tuple[estimate.Shape, int]:
