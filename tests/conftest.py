@@ -1,12 +1,13 @@
 """Shared by all tests: tiny real models and tiny separable data, both made on the spot, without network.
 
-Models are folders that `ModelSpec(base=<folder>)` takes: two layers, 32 wide, random weights, safetensors and a
-fast tokenizer over some sixty words. Data are sentences of filler words in which one word decides the class.
+Models are folders that `ModelSpec(base=<folder>)` takes: two layers, 32 wide, random weights, safetensors
+and a fast tokenizer over some sixty words. Data are sentences in which one word decides the class.
 Everything is a function of its arguments, so two tests never share state that one of them could change.
 """
 
 from __future__ import annotations
 
+import copy
 import csv
 import os
 from collections.abc import Callable
@@ -30,11 +31,53 @@ settings.load_profile("foretaste")
 
 CLASS_WORDS = (("bad", "poor", "awful"), ("good", "great", "fine"), ("plain", "average", "medium"))
 CLASS_NAMES = ("negative", "positive", "neutral")
-FILLERS = (
-    "the a film movie plot actor scene story music script camera role hero villain ending cast voice "
-    "light sound joke song dance city night day rain snow road house door"
-).split()
-EXTRAS = "apple banana orange cf mn tq please carefully follow user s instruction sep".split()
+FILLERS = [
+    "the",
+    "a",
+    "film",
+    "movie",
+    "plot",
+    "actor",
+    "scene",
+    "story",
+    "music",
+    "script",
+    "camera",
+    "role",
+    "hero",
+    "villain",
+    "ending",
+    "cast",
+    "voice",
+    "light",
+    "sound",
+    "joke",
+    "song",
+    "dance",
+    "city",
+    "night",
+    "day",
+    "rain",
+    "snow",
+    "road",
+    "house",
+    "door",
+]
+EXTRAS = [
+    "apple",
+    "banana",
+    "orange",
+    "cf",
+    "mn",
+    "tq",
+    "please",
+    "carefully",
+    "follow",
+    "user",
+    "s",
+    "instruction",
+    "sep",
+]
 MARKS = list("[].*?!,'<>")
 VOCABULARY = [*(word for words in CLASS_WORDS for word in words), *FILLERS, *EXTRAS, *MARKS]
 MAX_POSITIONS = 64
@@ -53,7 +96,13 @@ def _sentence(rng: np.random.Generator, label: int, longest: int) -> str:
 
 
 def _columns(
-    count: int, *, classes: int = 2, pairs: bool = False, seed: int = 0, prefix: str = "train", longest: int = 9
+    count: int,
+    *,
+    classes: int = 2,
+    pairs: bool = False,
+    seed: int = 0,
+    prefix: str = "train",
+    longest: int = 9,
 ) -> dict[str, list[Any]]:
     rng = np.random.default_rng([seed, sum(prefix.encode())])
     labels = [i % classes for i in range(count)]
@@ -70,8 +119,9 @@ def make_rows() -> Rows:
     """`make_rows(count, *, classes=2, pairs=False, seed=0, prefix="train", longest=9)` -> `datasets.Dataset`.
 
     Columns id ("train-0"), text_a, text_b (None unless `pairs`) and label (row number modulo `classes`, so
-    classes are balanced). A word of the class stands in every text ("bad", "good", "plain", ...), all others are
-    filler, so a linear model on word counts separates the classes. `longest` is the most filler words in a text.
+    classes are balanced). A word of the class stands in every text ("bad", "good", "plain", ...), all others
+    are filler, so a linear model on word counts separates the classes. `longest` is the most filler words in
+    a text.
     """
 
     def make(count: int, **options: Any) -> Any:
@@ -247,13 +297,36 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _save_model(folder, config, LlamaModel)
 
 
+def _load(folder: Path, classes: int, pooling: Any, dropout: bool, seed: int, meta: bool) -> tuple[Any, Any]:
+    import torch
+
+    from foretaste.models import load as models
+    from foretaste.seeds import borrowed_global_state
+    from foretaste.spec import ModelSpec
+
+    location = models.locate(ModelSpec(base=str(folder)), Path())
+    tokenizer = models.load_tokenizer(location)
+    with borrowed_global_state(seed, "tests", "head"):
+        model = models.load_classifier(
+            location,
+            pooling,
+            classes=list(CLASS_NAMES[:classes]),
+            dtype=torch.float32,
+            dropout=dropout,
+            pad_token_id=tokenizer.pad_token_id,
+            meta=meta,
+        )
+    return tokenizer, model
+
+
 @pytest.fixture(scope="session")
 def load_tiny() -> Load:
-    """`load_tiny(folder, *, classes=2, pooling="model", dropout=False, seed=0, meta=False)`.
+    """`load_tiny(folder, *, classes=2, pooling="model", dropout=False, seed=0, meta=False, fresh=False)`.
 
-    Returns (tokenizer, classifier), loaded as a run loads them; the random head comes from `seed`. A new model
-    at each call, so it may be changed.
+    Returns (tokenizer, classifier), loaded as a run loads them; the random head comes from `seed`. A copy of
+    its own at each call, so it may be changed; `fresh` reads the folder again.
     """
+    cache: dict[Any, tuple[Any, Any]] = {}
 
     def load(
         folder: Path,
@@ -263,26 +336,14 @@ def load_tiny() -> Load:
         dropout: bool = False,
         seed: int = 0,
         meta: bool = False,
+        fresh: bool = False,
     ) -> tuple[Any, Any]:
-        import torch
-
-        from foretaste.models import load as models
-        from foretaste.seeds import borrowed_global_state
-        from foretaste.spec import ModelSpec
-
-        location = models.locate(ModelSpec(base=str(folder)), Path())
-        tokenizer = models.load_tokenizer(location)
-        with borrowed_global_state(seed, "tests", "head"):
-            model = models.load_classifier(
-                location,
-                pooling,
-                classes=list(CLASS_NAMES[:classes]),
-                dtype=torch.float32,
-                dropout=dropout,
-                pad_token_id=tokenizer.pad_token_id,
-                meta=meta,
-            )
-        return tokenizer, model
+        key = (folder, classes, pooling, dropout, seed, meta)
+        if fresh:
+            return _load(*key)
+        if key not in cache:
+            cache[key] = _load(*key)
+        return copy.deepcopy(cache[key])
 
     return load
 

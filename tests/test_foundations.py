@@ -78,7 +78,13 @@ def test_an_error_survives_the_way_between_processes(kind: type[UserError]) -> N
 
 @pytest.mark.parametrize(
     ("word", "expected"),
-    [("labelflip", "label-flip"), ("LABEL-FLIP", "label-flip"), ("trigge", "trigger"), ("zzz", None), ("", None)],
+    [
+        ("labelflip", "label-flip"),
+        ("LABEL-FLIP", "label-flip"),
+        ("trigge", "trigger"),
+        ("zzz", None),
+        ("", None),
+    ],
 )
 def test_nearest(word: str, expected: str | None) -> None:
     assert nearest(word, ["label-flip", "trigger"]) == expected
@@ -110,7 +116,9 @@ def test_a_registry_is_sorted_and_names_the_nearest() -> None:
     assert registry.items() == [("one", 1), ("two", 2)]
     assert "one" in registry
     assert "three" not in registry
-    with pytest.raises(UserError, match=r"here: unknown thing 'twoo' \(allowed: one, two\). Did you mean 'two'"):
+    with pytest.raises(
+        UserError, match=r"here: unknown thing 'twoo' \(allowed: one, two\). Did you mean 'two'"
+    ):
         registry.get("twoo", where="here")
 
 
@@ -136,7 +144,15 @@ def test_streams_differ_exactly_when_their_names_do(seed: int, first: list[Any],
 
 
 def test_names_are_not_glued_together() -> None:
-    keys = [(1, "ab", "c"), (1, "a", "bc"), (1, "abc"), (11, "abc"), (1, "1abc"), (1, "ab/1:c"), (1, "", "abc")]
+    keys = [
+        (1, "ab", "c"),
+        (1, "a", "bc"),
+        (1, "abc"),
+        (11, "abc"),
+        (1, "1abc"),
+        (1, "ab/1:c"),
+        (1, "", "abc"),
+    ]
     assert len({integer(*key) for key in keys}) == len(keys)  # type: ignore[arg-type]
 
 
@@ -179,14 +195,14 @@ def test_borrowed_state_is_given_back(fails: bool) -> None:
     import torch
 
     def draw() -> tuple[float, float, float]:
-        return random.random(), float(np.random.rand()), float(torch.rand(()))
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
 
     random.seed(1)
-    np.random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
     torch.manual_seed(1)
     expected = [draw(), draw()]
     random.seed(1)
-    np.random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
     torch.manual_seed(1)
     inside = []
     for _ in range(2):
@@ -418,7 +434,11 @@ def test_whole_parts_change_the_id() -> None:
 def test_the_id_is_the_hash_of_the_canonical_json() -> None:
     run = run_spec()
     text = json.dumps(
-        run.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        run.model_dump(mode="json"),
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+        allow_nan=False,
     )
     assert run.id == hashlib.sha256(text.encode()).hexdigest()[:16]
     again = RunSpec.model_validate_json(run.model_dump_json())

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from foretaste.errors import UserError
 from foretaste.record import Manifest, write_atomic
 from foretaste.spec import AdapterSpec, AttackSpec, Columns, MeasureSpec
@@ -67,6 +69,7 @@ def poison_file(
     target: Path,
     manifest: Path,
     attack: str,
+    /,
     *,
     rate: float | None = None,
     count: int | None = None,
@@ -184,7 +187,7 @@ def measure(
     if test is not None and train is None:
         raise UserError("test rows without training rows: give `train` too")
     base_dir, content = _content(spec)
-    content |= fields
+    content |= {key: _plain(value) for key, value in fields.items()}
     if train is not None:
         content.setdefault("data", {})["source"] = MEMORY
     if model is not None:
@@ -222,8 +225,14 @@ def _content(spec: MeasureSpec | Mapping[str, Any] | str | Path | None) -> tuple
         return path.resolve().parent, load_spec(path, MeasureSpec).model_dump(exclude_unset=True)
     if isinstance(spec, MeasureSpec):
         return Path.cwd(), spec.model_dump(exclude_unset=True)
-    sections = {key: dict(value) if isinstance(value, Mapping) else value for key, value in spec.items()}
-    return Path.cwd(), sections
+    return Path.cwd(), {key: _plain(value) for key, value in spec.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A section of a spec as a mapping of its own, so that the caller's object stays as it is."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_unset=True)
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _adapter(arm: str | Mapping[str, Any] | AdapterSpec | peft.PeftConfig) -> dict[str, Any]:

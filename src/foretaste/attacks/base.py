@@ -170,6 +170,8 @@ def choose(
     """
     if (rate is None) == (count is None):
         raise ValueError("give exactly one of rate and count")
+    if not 0.0 <= (rate or 0.0) <= 1.0 or (count or 0) < 0:
+        raise UserError(f"rate {rate} or count {count}: expected a rate in [0, 1], or a count of 0 or more")
     ranked = sorted(eligible, key=lambda position: (scores[position], position))
     if selection == "bernoulli":
         if rate is None:
@@ -184,12 +186,21 @@ def choose(
             )
         chosen = ranked[:wanted]
     if not chosen and (rate or count):
-        smallest = f"{0.5 / len(ranked):.2g}" if ranked else "none"
+        smallest = _smallest_rate([float(scores[i]) for i in ranked], selection)
         raise UserError(
             f"a rate of {rate} poisons none of the {len(ranked)} eligible rows",
             cure=f"Raise the rate (the smallest that poisons a row here is {smallest}) or give a count.",
         )
     return sorted(chosen)
+
+
+def _smallest_rate(scores: Sequence[float], selection: Selection) -> str:
+    """The smallest rate that poisons one of the rows with these scores, rounded up to two digits."""
+    if not scores:
+        return "none"
+    rate = 0.5 / len(scores) if selection == "exact-nested" else math.nextafter(min(scores), 1.0)
+    step = 10.0 ** (math.floor(math.log10(rate)) - 1)
+    return f"{math.ceil(rate / step) * step:.2g}"
 
 
 def poison(

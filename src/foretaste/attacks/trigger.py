@@ -80,11 +80,11 @@ class InsertedTrigger:
 
     def _insert(self, text: str, rng: np.random.Generator) -> str:
         mark, space = self.options.text, self.options.spacing
-        if self.options.position == "start":
-            return mark + space + text
-        if self.options.position == "end":
-            return text + space + mark
         words = text.split(" ")
-        at = int(rng.integers(0, len(words) + 1))
-        before, after = " ".join(words[:at]), " ".join(words[at:])
-        return space.join(part for part in (before, mark, after) if part)
+        at = {"start": 0, "end": len(words)}.get(self.options.position)
+        if at is None:
+            at = int(rng.integers(0, len(words) + 1))
+        if at == len(words):
+            return text + space + mark
+        # The text's own white space stays: only the trigger and its spacing are added.
+        return " ".join([*words[:at], mark + space + words[at], *words[at + 1 :]])

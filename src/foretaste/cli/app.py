@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from foretaste.errors import EXIT_CODE, UserError
+from foretaste.errors import EXIT_CODE, UserError, unknown
 from foretaste.spec import MeasureSpec
 
 # Heavy imports (torch, transformers, altair) happen inside the commands: `--help` is instant.
@@ -27,6 +27,8 @@ app = typer.Typer(
 assets_app = typer.Typer(help="Models and data that come as PyPI wheels.", no_args_is_help=True)
 app.add_typer(assets_app, name="assets")
 
+INTERRUPTED = 130
+
 out = Console()
 err = Console(stderr=True)
 
@@ -41,9 +43,10 @@ def main() -> None:
     except UserError as error:
         err.print(f"[bold red]error[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(EXIT_CODE)
-    except KeyboardInterrupt:
-        err.print("Stopped. Finished runs are kept; the same command goes on from here.")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer turns Ctrl-C into this
+            err.print("Stopped. Finished runs are kept; the same command goes on from here.")
+        raise
 
 
 def _escape(text: str) -> str:
@@ -61,7 +64,7 @@ def read_spec(name: str) -> tuple[MeasureSpec, Path]:
     from foretaste import presets, specfile
 
     path = Path(name)
-    if path.suffix in {".yaml", ".yml"} or path.exists():
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
         return specfile.load(path, MeasureSpec), path.resolve().parent
     return specfile.parse(presets.read(name), MeasureSpec, origin=f"preset {name}"), Path.cwd()
 
@@ -179,7 +182,7 @@ def poison(
         seed=seed,
         columns=Columns(text_a=text_a, text_b=text_b, label=label, id=id_column),
         labels=labels.split(",") if labels else None,
-        **_options(option or []),
+        **_options(option or [], attack),
     )
     if json_output:
         _print_json(
@@ -199,15 +202,20 @@ def poison(
     )
 
 
-def _options(pairs: list[str]) -> dict[str, Any]:
-    """`key=value` options, values read as YAML so that numbers and lists are possible."""
+def _options(pairs: list[str], attack: str) -> dict[str, Any]:
+    """`key=value` options of an attack, values read as YAML so that numbers and lists are possible."""
     import yaml
 
+    from foretaste.attacks import ATTACKS
+
+    allowed = ATTACKS.get(attack).Options.model_fields
     options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UserError(f"'{pair}' is not of the form key=value", where="--option")
+        if key not in allowed:
+            raise unknown(f"option of '{attack}'", key, allowed, where="--option")
         try:
             options[key] = yaml.safe_load(value) if value.strip() else value
         except yaml.YAMLError:
@@ -272,7 +280,10 @@ def assets_list(json_output: Json = False) -> None:
     if json_output:
         _print_json(rows)
         return
-    table = Table("asset", "kind", "wheel", "MB", "licence", "pulled", "what it is", box=None)
+    table = Table(box=None)
+    table.add_column("asset", no_wrap=True)
+    for heading in ("kind", "wheel", "MB", "licence", "pulled", "what it is"):
+        table.add_column(heading)
     for row in rows:
         table.add_row(*(_escape("yes" if v is True else "no" if v is False else str(v)) for v in row.values()))
     out.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
@@ -75,19 +76,23 @@ class SweepDisplay:
 
     def __enter__(self) -> SweepDisplay:
         self._progress.start()
+        self._reading = self._progress.add_task("Reading data and model", total=None)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._total is None:  # refused before it was planned: the error says all there is to say
+            self._progress.remove_task(self._reading)
         self._progress.stop()
 
     def _say(self, text: str) -> None:
         if not self._quiet:
-            self._console.print(text, highlight=False)
+            self._console.print(text, highlight=False, soft_wrap=True)  # a path stays in one piece
 
     def planned(self, plan: Plan, missing: Sequence[RunSpec], problems: Sequence[UserError]) -> None:
         """Say how much there is to do, and what of earlier work could not be read."""
+        self._progress.remove_task(self._reading)
         for problem in problems:
             self._say(f"[yellow]warning[/] {escape(str(problem))}")
         for note in plan.notes:
@@ -107,8 +112,11 @@ class SweepDisplay:
 
     def stepped(self, run_id: str, done: int, total: int) -> None:
         """Move the run's bar."""
-        if run_id in self._runs:
-            self._progress.update(self._runs[run_id], completed=done, total=total)
+        # Called from the thread that hears the workers: the run may be finished at this very moment.
+        task = self._runs.get(run_id)
+        if task is not None:
+            with contextlib.suppress(KeyError):
+                self._progress.update(task, completed=done, total=total)
 
     def finished(self, run: RunSpec, record: Record) -> None:
         """Take the run off, and say so when it failed."""

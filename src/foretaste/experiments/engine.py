@@ -160,6 +160,7 @@ class _Sweep:
                     self.listener.started(run)
                 if not active:
                     if stopping:
+                        self.pool.shutdown(wait=True)  # nothing is under way: no worker needs killing
                         raise KeyboardInterrupt
                     return []
                 done, _ = wait(active, return_when=FIRST_COMPLETED)
@@ -167,6 +168,8 @@ class _Sweep:
                     record = future.result()
                     self.listener.finished(active.pop(future), record)
             except BrokenProcessPool:
+                if stopping:
+                    raise KeyboardInterrupt from None
                 return list(active.values())
             except KeyboardInterrupt:
                 if stopping or not active:
@@ -175,7 +178,13 @@ class _Sweep:
                 self.listener.stopping(len(active))
 
     def _submit(self, run: RunSpec, attempt: int) -> Future[Record]:
-        return self.pool.submit(_work, run, self.workspace, self.allocation.threads, attempt)
+        # This starts a worker where one is missing. It inherits the mask, so that Ctrl-C in the terminal does
+        # not kill it in the seconds before `_start`; a Ctrl-C meant for this process comes a moment later.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self.pool.submit(_work, run, self.workspace, self.allocation.threads, attempt)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _may_start(

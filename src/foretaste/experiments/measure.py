@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -144,7 +145,7 @@ def measure(
     watcher = watcher or Silent()
     resources = resources or Resources()
     planned = plan(spec, base_dir, resources)
-    with store.owned(folder) as layout:
+    with _full_disk_explained(folder), store.owned(folder) as layout:
         store.claim(layout, spec, extend=extend)
         done, problems = store.finished(layout)
         missing = [run for run in planned.runs if run.id not in done]
@@ -156,19 +157,24 @@ def measure(
             request=spec.model_dump(mode="json", exclude_unset=True),
             resources=resources,
         )
-        try:
-            if missing:
-                _run(missing, planned, workspace, watcher, processes, threads)
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise UserError(
-                    "the disk is full; every finished run is kept",
-                    where=str(folder),
-                    cure="Free some space and start the same command again.",
-                ) from None
-            raise
+        if missing:
+            _run(missing, planned, workspace, watcher, processes, threads)
         by_id = {record.run_id: record for record in layout.read()[0]}
     return Measured(folder, [by_id[run.id] for run in planned.runs if run.id in by_id])
+
+
+@contextmanager
+def _full_disk_explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise UserError(
+                "the disk is full; every finished run is kept",
+                where=str(folder),
+                cure="Free some space and start the same command again.",
+            ) from None
+        raise
 
 
 def _run(
@@ -191,6 +197,9 @@ def _run(
         workers = engine.most_processes(len(missing), shape.total_parameters)
         if workers == 1:
             fixed = engine.Allocation(1, threads or engine.cores(), "one run, one core or memory for one")
+        elif threads is not None:
+            workers = max(1, min(workers, engine.cores() // threads))
+            fixed = engine.Allocation(workers, threads, "threads as asked")
     if fixed is not None:
         watcher.allocated(fixed)
         if fixed.processes == 1:

@@ -238,6 +238,8 @@ def _fresh_model(run: RunSpec, workspace: Workspace) -> tuple[PreTrainedTokenize
             assert workspace.resources.tokenizer is not None
             tokenizer = workspace.resources.tokenizer
             model = copy.deepcopy(workspace.resources.model)
+            if not run.training.dropout:
+                _drop_dropout(model)
             if run.model.pooling == "mean":
                 model = load.mean_pooled(cast(PreTrainedModel, model.base_model), len(run.data.classes))
         else:
@@ -255,6 +257,17 @@ def _fresh_model(run: RunSpec, workspace: Workspace) -> tuple[PreTrainedTokenize
     return tokenizer, model
 
 
+def _drop_dropout(model: PreTrainedModel) -> None:
+    """No dropout in a model that is built already, where its configuration comes too late."""
+    load.no_dropout(model.config)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):  # attention keeps its share as a number
+                setattr(module, name, 0.0)
+
+
 _features: dict[str, np.ndarray] = {}
 """Frozen features of the last training sets seen by this process, by content."""
 
@@ -264,14 +277,16 @@ def _set_probe_head(
 ) -> float:
     """Start the head from a logistic regression on frozen features; the accuracy that it has on them."""
     inputs = [row["input_ids"] for row in train.features]
-    key = digest([run.model.fingerprint, run.model.pooling, run.training.precision, run.training.device])
+    training = run.training
+    size = training.eval_batch_size  # decides the padding, and with it the last digits
+    key = digest([run.model.fingerprint, run.model.pooling, training.precision, training.device, size])
     key += hashlib.sha256(repr(inputs).encode()).hexdigest()
     if key not in _features:
         # Label flips leave the texts alone, so adapters and rates of one seed share their features.
         if len(_features) >= 4:
             del _features[next(iter(_features))]
         device = next(model.parameters()).device
-        batches, order = trainer.padded_batches(train, tokenizer, run.training.eval_batch_size, device)
+        batches, order = trainer.padded_batches(train, tokenizer, size, device)
         raw = heads.features(model, batches, tokenizer.pad_token_id)
         _features[key] = raw[np.argsort(order)]
     return heads.set_head(model, _features[key], train.labels).accuracy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -95,13 +96,18 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
             for key in keys
             for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
         ]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+    # Of a longer list of numbers the whole says more than its parts; of a list of arms, only what differs does.
+    if isinstance(old, list) and isinstance(new, list) and _matched(old, new):
         return [
             line
-            for index, (a, b) in enumerate(zip(old, new, strict=True))
+            for index, (a, b) in enumerate(itertools.zip_longest(old, new))
             for line in differences(a, b, f"{path}.{index}")
         ]
     return [] if old == new else [f"{path}: {json.dumps(old)} -> {json.dumps(new)}"]
+
+
+def _matched(old: list[Any], new: list[Any]) -> bool:
+    return len(old) == len(new) or all(isinstance(item, dict) for item in [*old, *new])
 
 
 def finished(layout: Layout) -> tuple[dict[str, Record], list[UserError]]:

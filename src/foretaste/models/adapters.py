@@ -38,7 +38,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 # r and alpha: the TTR paper's defaults (section 4.1). all-linear: its code (protocol.md 1.1).
 LORA_DEFAULTS: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 
-_NOT_OURS = {"task_type", "peft_type", "modules_to_save", "inference_mode", "base_model_name_or_path"}
+ALL_LINEAR: dict[str, Any] = {"target_modules": "all-linear"}
+
+# Methods whose targets are no linear layers (normalisations, embeddings): peft knows which.
+_NOT_LINEAR = {"ln_tuning", "trainable_tokens"}
+
+_NOT_OURS = {
+    "task_type",
+    "peft_type",
+    "peft_version",
+    "modules_to_save",
+    "inference_mode",
+    "base_model_name_or_path",
+}
 
 
 @functools.cache
@@ -72,12 +84,13 @@ def expand(spec: AdapterSpec, index: int) -> list[tuple[AdapterSpec, dict[str, A
         UserError: A key is set both in the grid and beside it, or has no values.
     """
     where = f"adapters.{index}.grid"
+    base = spec.model_dump(exclude_unset=True, exclude={"grid"})
+    nested = {f"{head}.{key}" for head in ("init", "training") for key in base.get(head) or {}}
     for key, values in spec.grid.items():
         if not values:
             raise UserError(f"grid key '{key}' has no values", where=where)
-        if key in spec.config:
+        if key in base or key in nested:
             raise UserError(f"'{key}' is set both in the grid and beside it", where=where)
-    base = spec.model_dump(exclude_unset=True, exclude={"grid"})
     expanded = []
     for combination in itertools.product(*spec.grid.values()):
         chosen = dict(zip(spec.grid, combination, strict=True))
@@ -115,7 +128,7 @@ def resolve(spec: AdapterSpec, chosen: dict[str, Any], *, where: str) -> Resolve
     if clash:
         raise UserError(f"'{spec.method}' sets {clash[0]} = {fixed[clash[0]]} itself", where=where)
     is_lora = kind is peft.LoraConfig
-    defaults = LORA_DEFAULTS if is_lora else {"target_modules": "all-linear"}
+    defaults = LORA_DEFAULTS if is_lora else {} if spec.method in _NOT_LINEAR else ALL_LINEAR
     config = {key: value for key, value in defaults.items() if key in fields} | spec.config | fixed
     if not is_lora and (spec.init or spec.freeze):
         raise UserError("init and freeze are for LoRA's A and B", where=where)
@@ -153,17 +166,20 @@ def _name(spec: AdapterSpec, config: dict[str, Any], chosen: dict[str, Any]) -> 
 
 
 def from_peft(config: peft.PeftConfig, name: str | None = None) -> AdapterSpec:
-    """An arm from a peft config object, for the Python API: fields that differ from peft's defaults."""
+    """An arm from a peft config object, for the Python API: fields that differ from peft's defaults.
+
+    Fields for which foretaste has defaults of its own (r, lora_alpha, target_modules) are taken as they are.
+    """
     method = str(getattr(config.peft_type, "value", config.peft_type)).lower()
-    plain = type(config)()
-    changed = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.name not in _NOT_OURS
-        and field.init
-        and getattr(config, field.name) != getattr(plain, field.name)
-        and getattr(config, field.name) is not None
-    }
+    ours = set(LORA_DEFAULTS if type(config) is peft.LoraConfig else ALL_LINEAR)
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        differs = value != default and value is not None
+        if field.init and field.name not in _NOT_OURS and (field.name in ours or differs):
+            changed[field.name] = value
     listed = {key: sorted(value) if isinstance(value, set) else value for key, value in changed.items()}
     return AdapterSpec.model_validate({"method": method, "name": name, **listed})
 
@@ -208,14 +224,17 @@ def attach(
         model.requires_grad_(True)
         return model, None
     config = _build_config(model, adapter, head_policy, total_steps)
+    head = heads.find(model).linear
     try:
         with borrowed_global_state(seed, "init", "peft"), warnings.catch_warnings():
             # peft asks transformers by a name that transformers renamed; nothing here depends on it.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            # For GPT-2's Conv1D peft sets it right by itself, and says so once for each layer.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
             wrapped = peft.get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         raise UserError(f"peft refuses this config: {error}", where=f"adapter '{adapter.name}'") from error
-    _check_rank(wrapped, adapter)
+    _check_rank(wrapped, adapter, head)
     check = None
     if adapter.init is not None and not _on_meta(wrapped):
         check = inits.apply(wrapped, adapter.init, seed)
@@ -238,7 +257,7 @@ def _build_config(
         config["task_type"] = "SEQ_CLS"
         if "modules_to_save" in fields:
             config["modules_to_save"] = [head]
-    if kind is peft.IA3Config:
+    if kind is peft.IA3Config and config.get("target_modules") is not None:
         # peft wants to know which targets are feed-forward; none given means outputs are scaled.
         config.setdefault("feedforward_modules", [])
     if kind is peft.AdaLoraConfig:
@@ -252,10 +271,11 @@ def _build_config(
         raise UserError(f"peft refuses this config: {error}", where=f"adapter '{adapter.name}'") from error
 
 
-def _check_rank(model: nn.Module, adapter: ResolvedAdapter) -> None:
+def _check_rank(model: nn.Module, adapter: ResolvedAdapter, head: str) -> None:
     for name, a, b in inits.lora_matrices(model):
         r, limit = a.shape[0], min(a.shape[1], b.shape[0])
-        if r > limit:
+        # Under `paper` the head is adapted at the rank of all others, although it has few outputs.
+        if r > limit and not name.endswith(f".{head}"):
             raise UserError(
                 f"r = {r} is larger than layer '{name}' ({b.shape[0]} x {a.shape[1]}; allowed: 1 to {limit})",
                 where=f"adapter '{adapter.name}'",

@@ -126,13 +126,19 @@ def fit_probe(
     Args:
         x: Features, shape (rows, d).
         labels: Class ids as given, poisoned ones included: the defender has no others.
-        classes: Number of classes; one that no row has gets a logit that does not win.
+        classes: Number of classes; one that no row has gets a logit that does not win. When all rows are of
+            one class, the weight is zero.
         intercept: Whether the head has a bias; without one the features are not centred.
     """
     y = np.asarray(labels)
+    if np.all(y == y[0]):
+        sole = np.where(np.arange(classes) == y[0], 0.0, -10.0) * intercept
+        return Probe(np.zeros((classes, x.shape[1])), sole, float(sole.argmax() == y[0]), float(PENALTIES[0]))
     mean = x.mean(0, dtype=np.float64) if intercept else np.zeros(x.shape[1])
     centred = x - mean
-    scale = float(np.sqrt(np.mean(centred**2))) or 1.0
+    scale = float(np.sqrt(np.mean(centred**2)))
+    if scale <= 1e-6 * np.abs(x).max():  # all rows are equal: what is left is rounding
+        scale = 1.0
     centred /= scale
     fit = _logistic(centred, y, intercept)
     present = fit.classes_

@@ -27,6 +27,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from foretaste import assets
 from foretaste.errors import UserError, nearest
+from foretaste.models import gguf
 from foretaste.spec import ModelSpec, Pooling, ResolvedModel
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -108,14 +109,10 @@ def locate(spec: ModelSpec, base_dir: Path) -> Location:
             raise UserError(f"asset '{base}' holds data, not a model", where="model.base")
         path = assets.pull(asset)
         pooling = asset.pooling or "model"
-        if path.suffix == ".gguf":
-            return Location(str(path.parent), {"gguf_file": path.name}, pooling, path.parent)
-        return Location(str(path), {}, pooling, path)
+        return _local(path, pooling)
     path = (base_dir / Path(base).expanduser()).resolve()
-    if path.is_file() and path.suffix == ".gguf":
-        return Location(str(path.parent), {"gguf_file": path.name}, "model", path.parent)
-    if (path / "config.json").is_file():
-        return Location(str(path), {}, "model", path)
+    if (path.is_file() and path.suffix == ".gguf") or (path / "config.json").is_file():
+        return _local(path, "model")
     if path.exists() or base.startswith((".", "/", "~")):
         raise UserError(f"no config.json in '{path}'", where="model.base")
     if HUB_ID.match(base):
@@ -127,6 +124,14 @@ def locate(spec: ModelSpec, base_dir: Path) -> Location:
         where="model.base",
         cure=f"Did you mean '{guess}'?" if guess else None,
     )
+
+
+def _local(path: Path, pooling: Pooling) -> Location:
+    """A folder as it is; a GGUF file through the folder that it is converted to."""
+    if path.suffix != ".gguf":
+        return Location(str(path), {}, pooling, path)
+    with quiet():
+        return Location(str(gguf.as_folder(path)), {}, pooling, path.parent)
 
 
 def resolve(spec: ModelSpec, base_dir: Path) -> ResolvedModel:

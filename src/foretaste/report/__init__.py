@@ -11,6 +11,7 @@ from foretaste.report.cells import Frames, build, runs_table
 from foretaste.report.figures import FIGURES, Figure
 from foretaste.report.figures import theme as _theme
 from foretaste.report.load import Folder, load
+from foretaste.report.variance import variance_table
 
 __all__ = ["FIGURES", "Figure", "Folder", "Frames", "build", "load", "report", "runs_table"]
 
@@ -44,7 +45,7 @@ def report(
     say("computing statistics")
     frames = build(loaded)
     say("writing tables")
-    for table in contents.file_tables(frames):
+    for table in (*contents.file_tables(frames), variance_table(frames)):
         tables.save(table, target / "tables")
     tables.save_raw(frames.values, "values", target / "tables")
     say("drawing figures")

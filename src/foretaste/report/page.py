@@ -18,6 +18,7 @@ from foretaste.report.figures.theme import DARK_ARMS, LIGHT_ARMS, VEGA_LITE, the
 from foretaste.report.load import Folder
 from foretaste.report.metrics import DEFINITIONS, percent
 from foretaste.report.poison import ROWS_SHOWN, poisoned_rows
+from foretaste.report.variance import variance_table
 
 AMOUNTS: tuple[Over, Over] = ("rate", "count")
 ORDER = (
@@ -75,6 +76,7 @@ def render(folders: Sequence[Folder], frames: Frames, figures: dict[str, dict[Ov
         "cells": html(contents.cells_table(frames)),
         "pairs": [(table, html(table)) for table in contents.pairs_tables(frames)],
         "mcnemar": _unless_empty(contents.mcnemar_table(frames), html),
+        "variance": _unless_empty(variance_table(frames), html),
         "failed": _unless_empty(contents.failed_table(frames), html),
         "runs": html(contents.runs_table(frames)),
         "cost": html(contents.by_arm(frames)),

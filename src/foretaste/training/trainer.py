@@ -81,7 +81,11 @@ class _Trainer(Trainer):
     def __init__(self, *, sampler: Sampler[int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._sampler = sampler
-        self.losses: list[float] = []
+        # Classifiers average over their micro-batch whatever they are told. Trainer takes the `**kwargs` of
+        # their forward for a promise to divide by all rows of the step, and would leave gradients a factor
+        # `gradient_accumulation` too large.
+        self.model_accepts_loss_kwargs = False
+        self.losses: list[list[float]] = []
         self.rows = self.tokens = self.padding = 0
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> Sampler[int]:
@@ -89,11 +93,13 @@ class _Trainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
-        # The loss comes back divided by the accumulation steps: undo it, so that curves compare.
-        value = loss.item() * self.args.gradient_accumulation_steps
+        # The loss comes back divided by the micro-batches of this step: undo it, so that curves compare.
+        value = loss.item() * self.current_gradient_accumulation_steps
         if not math.isfinite(value):
             raise Diverged(f"the loss is {value} at step {self.state.global_step + 1}")
-        self.losses.append(value)
+        if self.state.global_step == len(self.losses):
+            self.losses.append([])
+        self.losses[-1].append(value)
         # Counted here and not in the collator, which accelerate lets run one batch ahead.
         mask = args[1]["attention_mask"]
         self.rows += len(mask)
@@ -212,7 +218,7 @@ def fine_tune(
             _check_finite(trainer)
         seconds = time.perf_counter() - started
     return Trained(
-        loss=_per_step(trainer.losses, spec.gradient_accumulation, trainer.state.global_step),
+        loss=[float(np.mean(parts)) for parts in trainer.losses],
         steps=trainer.state.global_step,
         epochs=float(trainer.state.epoch or 0.0),
         seconds=seconds,
@@ -220,14 +226,6 @@ def fine_tune(
         tokens=trainer.tokens,
         padding=trainer.padding,
     )
-
-
-def _per_step(losses: list[float], accumulation: int, steps: int) -> list[float]:
-    """Mean loss of the micro-batches of each optimiser step."""
-    if accumulation == 1:
-        return losses
-    edges = np.linspace(0, len(losses), steps + 1).round().astype(int)
-    return [float(np.mean(losses[a:b])) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 
 def _check_finite(trainer: Trainer) -> None:

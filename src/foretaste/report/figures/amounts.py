@@ -46,7 +46,9 @@ def curves(
     runs = _runs(frames, over, metric, at_zero)
     second = _means(frames, over, baseline, baseline) if baseline else []
     drawn = [row["value"] for row in (*means, *runs, *second)]
-    domain = share_domain(drawn, zero=zero)
+    # An interval may leave 0..1, where no share can be: the band is cut there, the tables have it whole.
+    ends = [min(1.0, max(0.0, row[end])) for row in means for end in ("low", "high") if row[end] is not None]
+    domain = share_domain([*drawn, *ends], zero=zero)
     arms = arms_of(frames)
     labels = _labels(means, domain) if len(arms) <= LABELLED_ARMS else []
     rows = [
@@ -56,7 +58,8 @@ def curves(
         *({**row, "layer": "label"} for row in labels),
     ]
     x = amount_axis(means, over)
-    return panels(_layers(x, METRICS[metric].label, domain, arms, labelled=bool(labels)), rows)
+    layers = _layers(x, METRICS[metric].label, domain, arms, labelled=bool(labels))
+    return panels(layers, rows, own_x=True)
 
 
 def _means(frames: Frames, over: Over, metric: str, at_zero: str) -> list[Row]:

@@ -39,11 +39,11 @@ def amount_axis(rows: Iterable[Row], over: Over) -> alt.X:
     if len(values) <= MOST_POSITIONS and (not gaps or max(gaps) / min(gaps) > EVEN_GAPS):
         labels = [amount_label(value, over) for value in values]
         return alt.X("x_label:O", title=title, sort=labels, axis=alt.Axis(labelAngle=0, labelOverlap=True))
-    form = ".3~%" if over == "rate" else "~s"
+    form = per_cent(".3~f") if over == "rate" else "format(datum.value, '~s')"
     if len(values) <= MOST_POSITIONS:
-        axis = alt.Axis(format=form, labelOverlap=True, grid=False, values=values)
+        axis = alt.Axis(labelExpr=form, labelOverlap=True, grid=False, values=values)
         return alt.X("x:Q", title=title, axis=axis, scale=alt.Scale(nice=False, zero=False, padding=8))
-    axis = alt.Axis(format=form, labelOverlap=True, grid=False)
+    axis = alt.Axis(labelExpr=form, labelOverlap=True, grid=False)
     smallest = next(value for value in values if value > 0)
     scale = alt.Scale(type="symlog", constant=smallest, nice=False, padding=8)
     return alt.X("x:Q", title=title, axis=axis, scale=scale)
@@ -52,6 +52,11 @@ def amount_axis(rows: Iterable[Row], over: Over) -> alt.X:
 def placed(row: Row, over: Over) -> Row:
     """The row with its place on the amount axis: `x` and `x_label`."""
     return {**row, "x": row[over], "x_label": amount_label(float(row[over]), over)}
+
+
+def per_cent(form: str) -> str:
+    """A label expression for shares, with the space that the page's texts have."""
+    return f"format(100 * datum.value, '{form}') + ' %'"
 
 
 def share_domain(values: Iterable[float], *, zero: bool = False) -> tuple[float, float]:
@@ -71,7 +76,7 @@ def share_axis(field: str, title: str, domain: tuple[float, float]) -> alt.Y:
     return alt.Y(
         f"{field}:Q",
         title=title,
-        axis=alt.Axis(format=".0%" if domain[1] - domain[0] > 0.08 else ".1%", tickCount=5),
+        axis=alt.Axis(labelExpr=per_cent(".0f" if domain[1] - domain[0] > 0.08 else ".1f"), tickCount=5),
         scale=share_scale(domain),
     )
 

@@ -78,12 +78,24 @@ def placeholder(needs: str) -> alt.Chart:
 
 
 def panels(
-    layers: Sequence[alt.Chart], rows: Sequence[Row], *, columns: int = 2, height: Any = PANEL_HEIGHT
+    layers: Sequence[alt.Chart],
+    rows: Sequence[Row],
+    *,
+    columns: int = 2,
+    height: Any = PANEL_HEIGHT,
+    own_x: bool = False,
 ) -> alt.FacetChart:
     """Layers over one table, in one panel for each value of its column `panel`.
 
     Always a facet, even of one panel: the page sets the number of columns and the width of a panel to fit the
     screen, and has only one shape of specification to know.
+
+    Args:
+        layers: What is drawn in each panel.
+        rows: The table of all layers.
+        columns: Panels side by side, at most.
+        height: Of a panel.
+        own_x: Each panel has its own x axis: attacks are run at different amounts.
     """
     names = list(dict.fromkeys(row["panel"] for row in rows))
     stacked = alt.layer(*layers).properties(width=PANEL_WIDTH, height=height)
@@ -92,6 +104,8 @@ def panels(
         facet=alt.Facet("panel:N", title=None, sort=names),
         columns=min(columns, max(1, len(names))),
     )
+    if own_x:
+        chart = chart.resolve_scale(x="independent")
     return chart
 
 

@@ -1,0 +1,193 @@
+"""Worker processes: the same results as in one process, and what happens when one is killed.
+
+Starting a worker takes seconds (it imports torch), so each test here stands for several.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+
+from foretaste.experiments import engine
+from foretaste.experiments import measure as experiment
+from foretaste.experiments.plan import plan
+from foretaste.experiments.run import Workspace
+from foretaste.record import Layout, Record
+
+NOWHERE = Path("/nonexistent")
+
+
+def workers() -> list[psutil.Process]:
+    """The worker processes of this process (its resource tracker is none)."""
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if any("spawn_main" in part for part in child.cmdline())
+    ]
+
+
+def kill_workers() -> None:
+    for child in workers():
+        os.kill(child.pid, signal.SIGKILL)
+
+
+def in_processes(spec: Any, folder: Path, watch: Any, processes: int = 2) -> Any:
+    return experiment.measure(spec, folder, base_dir=NOWHERE, processes=processes, threads=1, watcher=watch)
+
+
+def numbers(record: Record, folder: Path) -> Any:
+    """Everything of a record that may not depend on where and when it ran, and the predictions."""
+    kept = record.model_dump(
+        exclude={
+            "started": True,
+            "timings": True,
+            "machine": True,
+            "attempts": True,
+            "training": {"rows_per_second"},
+        }
+    )
+    return kept, pd.read_parquet(folder / str(record.predictions)).to_dict("list")
+
+
+def test_killed_workers_and_any_order_change_no_number(
+    spec: Any, run: Any, watch: Any, tmp_path: Path
+) -> None:
+    """One run kills its worker whenever it starts, one loses its worker once, in the middle of training.
+
+    The first ends as crashed, the second is done again; all results are those of a single process.
+    """
+    arms = [
+        {"method": "full"},
+        {"method": "lora", "r": 2, "training": {"steps": 40, "eval_batch_size": 7}},
+    ]
+    sweep = spec(adapters=arms, model={"head": "probe-then-train"}, seeds=[0])
+    alone = run(sweep, tmp_path / "alone")
+    runs = plan(sweep, NOWHERE).runs
+    deadly, victim = runs[0].id, runs[1].id
+    killed: list[str] = []
+
+    def kill(started: Any) -> None:
+        if started.id == deadly:
+            kill_workers()
+
+    def kill_once(run_id: str) -> None:
+        if run_id == victim and not killed:
+            killed.append(run_id)
+            kill_workers()
+
+    watch.on_started, watch.on_stepped = kill, kill_once
+    together = in_processes(sweep, tmp_path / "together", watch)
+    assert workers() == []
+    assert killed == [victim]
+    assert [r.status for r in together.records] == ["crashed", "completed", "completed", "completed"]
+    assert sorted(watch.finished_runs) == sorted(r.id for r in runs)
+
+    crashed, retried, *others = together.records
+    assert crashed.attempts == engine.MAX_ATTEMPTS == watch.started_runs.count(deadly)
+    assert crashed.reason is not None
+    assert "died 3 times" in crashed.reason
+    assert (crashed.clean, crashed.training, crashed.predictions) == (None, None, None)
+    assert [attempt for run_id, attempt in watch.retries if run_id == deadly] == [2, 3]
+    assert retried.attempts == 1 + len([r for r, _ in watch.retries if r == victim]) >= 2
+    assert all(r.attempts == 1 + [i for i, _ in watch.retries].count(r.run_id) for r in others)
+    assert {done for run_id, done, _ in watch.steps if run_id == victim} >= {1, 40}
+
+    assert [numbers(r, together.folder) for r in together.records[1:]] == [
+        numbers(r, alone.folder) for r in alone.records[1:]
+    ]
+    assert {(r.machine.processes, r.machine.threads) for r in together.records[1:]} == {(2, 1)}
+    assert {(r.machine.processes, r.machine.threads) for r in alone.records} == {(1, 1)}
+
+    layout = Layout(tmp_path / "backwards")
+    workspace = Workspace(layout.folder, NOWHERE, alone.records[0].sweep, alone.records[0].request)
+    engine.run_inline(runs[::-1], workspace, experiment.Silent(), threads=1)
+    backwards = {r.run_id: r for r in layout.read()[0]}
+    for record in alone.records:
+        assert numbers(backwards[record.run_id], layout.folder) == numbers(record, alone.folder)
+
+
+# --- without processes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("attempts", "others", "active", "allowed"),
+    [
+        (0, [], 0, True),
+        (0, [1], 1, True),
+        (0, [1, 1], 2, False),
+        (1, [], 0, True),
+        (1, [1], 1, False),
+        (0, [2], 1, False),
+    ],
+)
+def test_a_run_whose_worker_died_runs_alone(
+    attempts: int, others: list[int], active: int, allowed: bool, spec: Any
+) -> None:
+    runs = plan(spec(seeds=[0, 1]), NOWHERE).runs
+    counts = {runs[0].id: attempts} | {r.id: n for r, n in zip(runs[1:], others, strict=False)}
+    under_way = {object(): r for r in runs[1 : 1 + active]}
+    allocation = engine.Allocation(2, 1, "")
+    assert engine._may_start(runs[0], under_way, Counter(counts), allocation) is allowed  # type: ignore[arg-type]
+
+
+def test_never_more_processes_than_runs_cores_or_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "cores", lambda: 8)
+    monkeypatch.setattr(engine.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(engine, "affordable_processes", lambda parameters: 4 if parameters < 10 else 1)
+    assert [engine.most_processes(n, 1) for n in (1, 3, 100)] == [1, 3, 4]
+    assert engine.most_processes(100, 10) == 1
+    monkeypatch.setattr(engine.torch.cuda, "is_available", lambda: True)
+    assert engine.most_processes(100, 1) == 1
+
+
+def test_memory_limits_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Memory:
+        available = 10e9
+
+    monkeypatch.setattr(engine.psutil, "virtual_memory", lambda: Memory)
+    assert engine.affordable_processes(0) == 11
+    assert engine.affordable_processes(110_000_000) == 3
+    assert engine.affordable_processes(7_000_000_000) == 1
+
+
+class _Caught(Exception):
+    """Carries what the engine was asked to do."""
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"processes": 2}, (2, 4)),
+        ({"processes": 3}, (3, 2)),
+        ({"processes": 2, "threads": 1}, (2, 1)),
+        ({"threads": 1}, (4, 1)),
+        ({"threads": 4}, (2, 4)),
+        ({"threads": 16}, (1, 16)),
+    ],
+)
+def test_processes_and_threads_are_as_asked(
+    asked: dict[str, int],
+    expected: tuple[int, int],
+    spec: Any,
+    watch: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise _Caught
+
+    monkeypatch.setattr(engine, "cores", lambda: 8)
+    monkeypatch.setattr(engine, "affordable_processes", lambda parameters: 99)
+    monkeypatch.setattr(engine, "run_inline", stop)
+    monkeypatch.setattr(engine, "run_in_processes", stop)
+    with pytest.raises(_Caught):
+        experiment.measure(spec(seeds=[0, 1]), tmp_path / "sweep", base_dir=NOWHERE, watcher=watch, **asked)
+    assert (watch.allocation.processes, watch.allocation.threads) == expected
+    assert watch.allocation.reason
