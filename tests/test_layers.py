@@ -25,7 +25,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("kernels", "training"),
     ("indicators",),
     ("experiments", "report"),
-    ("presets", "cli", "api"),
+    ("presets", "api"),
+    ("cli",),
 )
 ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
 ENTRY = {"foretaste", "foretaste.__main__"}  # they lead to any room, on first use

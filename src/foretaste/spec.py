@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from typing import Annotated, Any, Literal
+import math
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
@@ -28,7 +29,29 @@ InitLaw = Literal["kaiming-uniform", "gaussian", "xavier-uniform", "xavier-norma
 class Strict(BaseModel):
     """Base of every spec: unknown keys are errors, values are not coerced, objects are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _finite(value: Any) -> bool:
+    """Whether a JSON-like value holds no infinite number and no NaN: a run's id could not be made from it."""
+    if isinstance(value, dict):
+        return all(_finite(item) for item in value.values())
+    if isinstance(value, list):
+        return all(_finite(item) for item in value)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+class Open(BaseModel):
+    """Base of sections that also take the fields of a method that is known only later."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _finite_extras(self) -> Self:
+        for key, value in (self.model_extra or {}).items():
+            if not _finite(value):
+                raise ValueError(f"'{key}' is not a finite number")
+        return self
 
 
 class Columns(Strict):
@@ -127,10 +150,8 @@ class InitSpec(Strict):
     )
 
 
-class AdapterSpec(BaseModel):
+class AdapterSpec(Open):
     """One arm: `full`, or a method of peft with that method's own config fields beside these."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     method: str = Field(description="full, or a peft method (`foretaste list adapters`)")
     name: str | None = Field(None, description="label in tables; made from the settings by default")
@@ -147,10 +168,8 @@ class AdapterSpec(BaseModel):
         return dict(self.model_extra or {})
 
 
-class AttackSpec(BaseModel):
+class AttackSpec(Open):
     """One attack at one or more amounts, with the attack's own options beside these keys."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     method: str = Field(description="`foretaste list attacks`")
     name: str | None = Field(None, description="label in tables; the method by default")

@@ -73,7 +73,11 @@ def parse(text: str, kind: type[M], *, origin: str = "spec") -> M:
         mark = error.problem_mark
         where = f"{origin}:{mark.line + 1}" if mark else origin
         raise UserError(f"not valid YAML: {error.problem}", where=where) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    # The second line: what PyYAML's constructors raise for tags that do not fit their values (`!!int ''`).
+    except (
+        *(yaml.YAMLError, ValueError, RecursionError),
+        *(LookupError, AttributeError, TypeError),
+    ) as error:
         raise UserError(f"not valid YAML: {error}", where=origin) from None
     if not isinstance(value, dict):
         raise UserError("the spec is not a mapping of keys to values", where=origin)
@@ -114,7 +118,9 @@ def describe(
     # In a union every branch complains; an unknown key is then the most telling.
     found = error.errors(include_url=False)
     first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
-    path = tuple(part for part in first["loc"] if not _is_branch(part))
+    # The last part of an unknown key's place is the user's word, whatever it looks like.
+    last = len(first["loc"]) - 1 if first["type"] == "extra_forbidden" else None
+    path = tuple(part for i, part in enumerate(first["loc"]) if i == last or not _is_branch(part))
     line = _line(root, path)
     where = f"{origin}:{line}" if line else origin
     key = ".".join(str(part) for part in path) or "the whole"

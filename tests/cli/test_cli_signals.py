@@ -1,4 +1,4 @@
-"""The command as a process: Ctrl-C in its terminal, its death, and the streams and codes of the real thing."""
+"""The command as a process: Ctrl-C in its terminal, its death, its streams and exit codes."""
 
 from __future__ import annotations
 

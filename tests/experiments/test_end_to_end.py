@@ -11,6 +11,7 @@ import pytest
 
 import foretaste
 from foretaste.record import Layout, Manifest, Record, read_manifest
+from foretaste.report import report
 from foretaste.spec import MeasureSpec
 
 CLASSES = ["negative", "positive"]
@@ -243,7 +244,7 @@ def test_the_same_poison_trains_on_the_same_rows_in_the_same_order(records: list
 
 
 def test_the_report_is_made_from_the_folder(sweep: Any, tmp_path: Path) -> None:
-    page = foretaste.report(sweep.folder, tmp_path / "page", images=False)
+    page = report(sweep.folder, tmp_path / "page", images=False)
     assert page == tmp_path / "page" / "index.html"
     text = page.read_text(encoding="utf-8")
     assert all(word in text for word in ("lora-r4", "label-flip", "trigger"))

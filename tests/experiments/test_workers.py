@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections import Counter
+from collections import Counter, deque
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,73 @@ def test_killed_workers_and_any_order_change_no_number(
 
 
 # --- without processes ---------------------------------------------------------------------------
+
+
+class _Pool:
+    """A pool that never does anything; `wait` below decides what happens."""
+
+    def __init__(self) -> None:
+        self.futures: list[Future[Any]] = []
+        self.closed = False
+
+    def submit(self, *_: Any) -> Future[Any]:
+        self.futures.append(Future())
+        return self.futures[-1]
+
+    def shutdown(self, *, wait: bool) -> None:
+        self.closed = wait
+
+
+FINISH = "all runs under way finish"
+BREAK = BrokenProcessPool()
+CTRL_C = KeyboardInterrupt()
+
+
+@pytest.mark.parametrize(
+    ("events", "ends", "finished", "closed"),
+    [
+        ([CTRL_C, FINISH], CTRL_C, 2, True),
+        ([CTRL_C, CTRL_C], CTRL_C, 0, False),
+        ([CTRL_C, BREAK], CTRL_C, 0, False),
+        ([FINISH, CTRL_C, FINISH], CTRL_C, 4, True),
+        ([FINISH, BREAK], None, 2, False),
+        ([FINISH, FINISH, FINISH], None, 6, False),
+    ],
+    ids=["one", "two", "one and a dead worker", "later", "dead worker", "none"],
+)
+def test_ctrl_c(
+    events: list[Any],
+    ends: BaseException | None,
+    finished: int,
+    closed: bool,
+    spec: Any,
+    watch: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first lets the runs under way finish, the second does not; neither starts another run."""
+    runs, script, pool = plan(spec(seeds=[0, 1, 2]), NOWHERE).runs, iter(events), _Pool()
+
+    def wait(active: Any, **_: Any) -> tuple[set[Future[Any]], set[Future[Any]]]:
+        event = next(script)
+        if event is not FINISH:
+            raise event
+        for future in active:
+            future.set_result(None)
+        return set(active), set()
+
+    monkeypatch.setattr(engine, "wait", wait)
+    sweep = engine._Sweep(pool, Workspace(NOWHERE, NOWHERE, "", {}), watch, engine.Allocation(2, 1, ""))  # type: ignore[arg-type]
+    todo = deque(runs)
+    if ends is None:
+        assert len(sweep.drain(todo, Counter())) == (2 if BREAK in events else 0)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            sweep.drain(todo, Counter())
+    assert len(watch.finished_runs) == finished
+    assert watch.stops == ([2] if CTRL_C in events else [])
+    assert pool.closed is closed
+    assert len(pool.futures) + len(todo) == len(runs)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 @pytest.mark.parametrize(

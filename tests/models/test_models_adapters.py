@@ -196,10 +196,12 @@ def test_under_the_papers_policy_full_trains_its_head(bert: Any) -> None:
 # --- freezing, seeds, targets --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("freeze", "left"), [("A", "lora_B"), ("B", "lora_A")])
-def test_freezing_one_matrix(freeze: str, left: str, bert: Any) -> None:
+@pytest.mark.parametrize(
+    ("method", "freeze", "left"), [("lora", "A", "lora_B"), ("pissa", "A", "lora_B"), ("pissa", "B", "lora_A")]
+)
+def test_freezing_one_matrix(method: str, freeze: str, left: str, bert: Any) -> None:
     tokenizer, model, encoded = bert()
-    wrapped = attach(model, arm("lora", freeze=freeze))
+    wrapped = attach(model, arm(method, freeze=freeze))
     names = {name for name in trainable(wrapped) if "lora_" in name}
     assert len(names) == 13
     assert all(left in name for name in names)
@@ -208,6 +210,11 @@ def test_freezing_one_matrix(freeze: str, left: str, bert: Any) -> None:
     fine_tune(wrapped, encoded, encoded.lengths, tokenizer, spec, max_length=32, seed=0)
     now = dict(wrapped.named_parameters())
     assert all(torch.equal(now[name], old) for name, old in stays.items())
+
+
+def test_freezing_b_at_zero_is_refused() -> None:
+    with pytest.raises(UserError, match="never moves"):
+        arm("lora", freeze="B")
 
 
 def test_the_init_seed_decides_the_adapter_and_global_state_does_not(bert: Any) -> None:
@@ -227,7 +234,7 @@ def test_all_linear_reaches_gpt2s_own_layers(tiny_gpt2: Path, load_tiny: Any, ma
     tokenizer, model = load_tiny(tiny_gpt2)
     encoded = encode(tokenizer, make_rows(8), max_length=32)
     before = predict(model, encoded, tokenizer, 8)
-    kinds = {type(model.get_submodule(name)) for name in adapters.linear_names(model, head="score")}
+    kinds = {type(model.get_submodule(name)) for name in adapters.linear_names(model, head=("score",))}
     assert kinds == {Conv1D}
     wrapped = attach(model, arm("lora", r=4))
     shapes = {n.rpartition(".")[2]: (b.shape[0], a.shape[1]) for n, a, b in inits.lora_matrices(wrapped)}
@@ -242,10 +249,10 @@ def test_all_linear_reaches_gpt2s_own_layers(tiny_gpt2: Path, load_tiny: Any, ma
 @pytest.mark.parametrize("pooling", ["model", "mean"])
 def test_the_head_is_no_target_of_all_linear(pooling: str, tiny_roberta: Path, load_tiny: Any) -> None:
     _, model = load_tiny(tiny_roberta, pooling=pooling, meta=True)
-    names = adapters.linear_names(model, head=heads.find(model).module)
+    names = adapters.linear_names(model, head=heads.find(model).modules)
     assert len(names) == 12
     assert not any(name.startswith("classifier") for name in names)
-    assert len(adapters.linear_names(model, head=None)) == 12 + (2 if pooling == "model" else 1)
+    assert len(adapters.linear_names(model)) == 12 + (2 if pooling == "model" else 1)
 
 
 def test_targets_of_ones_own(bert: Any) -> None:

@@ -41,7 +41,7 @@ def test_the_head_is_found(
 ) -> None:
     _, model = load_tiny(request.getfixturevalue(family), pooling=pooling, classes=classes, meta=True)
     found = heads.find(model)
-    assert (found.module, found.linear) == HEADS[family, pooling]
+    assert (found.modules, found.linear) == ((HEADS[family, pooling][0],), HEADS[family, pooling][1])
 
 
 def test_a_hidden_size_that_equals_the_number_of_classes_confuses_nothing(
@@ -207,3 +207,11 @@ def test_the_probe_becomes_the_head(
     expected = logits(probe, x) if family != "tiny_gpt2" else x @ probe.weight.T
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
     assert np.mean(got.argmax(1) == np.array(encoded.labels)) == pytest.approx(probe.accuracy)
+
+
+def test_every_new_module_belongs_to_the_head() -> None:
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    config = DistilBertConfig(vocab_size=40, dim=16, hidden_dim=32, n_layers=1, n_heads=2, num_labels=2)
+    found = heads.find(DistilBertForSequenceClassification(config))
+    assert found == heads.Head(modules=("pre_classifier", "classifier"), linear="classifier")

@@ -285,7 +285,8 @@ def assets_list(json_output: Json = False) -> None:
     for heading in ("kind", "wheel", "MB", "licence", "pulled", "what it is"):
         table.add_column(heading)
     for row in rows:
-        table.add_row(*(_escape("yes" if v is True else "no" if v is False else str(v)) for v in row.values()))
+        words = ("yes" if v is True else "no" if v is False else str(v) for v in row.values())
+        table.add_row(*map(_escape, words))
     out.print(table)
     out.print(f"Cache: {_escape(str(assets.cache_dir()))} (FORETASTE_CACHE)", soft_wrap=True)
 

@@ -96,7 +96,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
             for key in keys
             for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
         ]
-    # Of a longer list of numbers the whole says more than its parts; of a list of arms, only what differs does.
+    # Of a longer list of numbers the whole says most; of a longer list of arms, what was added.
     if isinstance(old, list) and isinstance(new, list) and _matched(old, new):
         return [
             line

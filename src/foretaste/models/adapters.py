@@ -84,6 +84,8 @@ def expand(spec: AdapterSpec, index: int) -> list[tuple[AdapterSpec, dict[str, A
         UserError: A key is set both in the grid and beside it, or has no values.
     """
     where = f"adapters.{index}.grid"
+    if spec.grid and spec.name:
+        raise UserError(f"one name, '{spec.name}', for every arm of a grid", where=where, cure="Drop `name`.")
     base = spec.model_dump(exclude_unset=True, exclude={"grid"})
     nested = {f"{head}.{key}" for head in ("init", "training") for key in base.get(head) or {}}
     for key, values in spec.grid.items():
@@ -130,6 +132,12 @@ def resolve(spec: AdapterSpec, chosen: dict[str, Any], *, where: str) -> Resolve
     is_lora = kind is peft.LoraConfig
     defaults = LORA_DEFAULTS if is_lora else {} if spec.method in _NOT_LINEAR else ALL_LINEAR
     config = {key: value for key, value in defaults.items() if key in fields} | spec.config | fixed
+    if spec.freeze == "B" and config.get("init_lora_weights", True) in (True, "gaussian", "orthogonal"):
+        raise UserError(
+            "with B frozen at zero, A gets no gradient and the adapter never moves",
+            where=f"{where}.freeze",
+            cure="Freeze A, or start from pissa or olora, where B is not zero.",
+        )
     if not is_lora and (spec.init or spec.freeze):
         raise UserError("init and freeze are for LoRA's A and B", where=where)
     if spec.init and "init_lora_weights" in config:
@@ -184,13 +192,13 @@ def from_peft(config: peft.PeftConfig, name: str | None = None) -> AdapterSpec:
     return AdapterSpec.model_validate({"method": method, "name": name, **listed})
 
 
-def linear_names(model: nn.Module, *, head: str | None) -> list[str]:
-    """Full names of all linear layers (Linear, GPT-2's Conv1D) outside the module called `head`."""
+def linear_names(model: nn.Module, *, head: Sequence[str] = ()) -> list[str]:
+    """Full names of all linear layers (Linear, GPT-2's Conv1D) outside the modules of the head."""
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
-        and (head is None or (name != head and not name.startswith(f"{head}.")))
+        and name.partition(".")[0] not in head
     ]
 
 
@@ -224,7 +232,7 @@ def attach(
         model.requires_grad_(True)
         return model, None
     config = _build_config(model, adapter, head_policy, total_steps)
-    head = heads.find(model).linear
+    head = heads.find(model).modules
     try:
         with borrowed_global_state(seed, "init", "peft"), warnings.catch_warnings():
             # peft asks transformers by a name that transformers renamed; nothing here depends on it.
@@ -250,13 +258,13 @@ def _build_config(
     kind = config_class(adapter.method)
     fields = {field.name for field in dataclasses.fields(kind)}
     config = dict(adapter.config)
-    head = heads.find(model).module
+    head = heads.find(model).modules
     if config.get("target_modules") == "all-linear":
-        config["target_modules"] = linear_names(model, head=None if head_policy == "paper" else head)
+        config["target_modules"] = linear_names(model, head=() if head_policy == "paper" else head)
     if head_policy != "paper":
         config["task_type"] = "SEQ_CLS"
         if "modules_to_save" in fields:
-            config["modules_to_save"] = [head]
+            config["modules_to_save"] = list(head)
     if kind is peft.IA3Config and config.get("target_modules") is not None:
         # peft wants to know which targets are feed-forward; none given means outputs are scaled.
         config.setdefault("feedforward_modules", [])
@@ -271,11 +279,11 @@ def _build_config(
         raise UserError(f"peft refuses this config: {error}", where=f"adapter '{adapter.name}'") from error
 
 
-def _check_rank(model: nn.Module, adapter: ResolvedAdapter, head: str) -> None:
+def _check_rank(model: nn.Module, adapter: ResolvedAdapter, head: Sequence[str]) -> None:
     for name, a, b in inits.lora_matrices(model):
         r, limit = a.shape[0], min(a.shape[1], b.shape[0])
         # Under `paper` the head is adapted at the rank of all others, although it has few outputs.
-        if r > limit and not name.endswith(f".{head}"):
+        if r > limit and not set(head) & set(name.split(".")):
             raise UserError(
                 f"r = {r} is larger than layer '{name}' ({b.shape[0]} x {a.shape[1]}; allowed: 1 to {limit})",
                 where=f"adapter '{adapter.name}'",

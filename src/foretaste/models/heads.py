@@ -20,9 +20,15 @@ from foretaste.errors import UserError
 
 @dataclass(frozen=True)
 class Head:
-    """The head's module and its last linear layer, by name (`classifier` and `classifier.out_proj`)."""
+    """Which parts of a classifier are its head, by name.
 
-    module: str
+    Attributes:
+        modules: Everything outside the base model that has weights, such as DistilBERT's `pre_classifier`
+            and `classifier`: all of it is new, so every arm has to train all of it.
+        linear: The last linear layer, which gives the logits (`classifier.out_proj`).
+    """
+
+    modules: tuple[str, ...]
     linear: str
 
 
@@ -42,7 +48,12 @@ def find(model: PreTrainedModel) -> Head:
     ]
     if not names:
         raise UserError(f"found no classification head in {type(model).__name__}", where="model.base")
-    return Head(module=names[-1].partition(".")[0], linear=names[-1])
+    outside = [
+        name
+        for name, child in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in child.parameters())
+    ]
+    return Head(modules=tuple(outside), linear=names[-1])
 
 
 def features(
