@@ -55,10 +55,10 @@ def _commands(folder: Path) -> float:
     path = folder / "one.yaml"
     content = _spec([0]).model_dump(mode="json", exclude_unset=True)
     path.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "foretaste", "measure", str(path), "-o", str(folder / "one"), "--json"]
     began = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "foretaste", "measure", str(path), "-o", str(folder / "one"), "--json"]
-        + ["--processes", "1", "--threads", str(torch.get_num_threads())],
+        [*command, "--processes", "1", "--threads", str(torch.get_num_threads())],
         check=True,
         capture_output=True,
     )
@@ -66,7 +66,7 @@ def _commands(folder: Path) -> float:
     pair = time.perf_counter() - began
     began = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "foretaste", "measure", str(path), "-o", str(folder / "one"), "--json"],
+        command,
         check=True,
         capture_output=True,
     )

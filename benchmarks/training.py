@@ -60,9 +60,7 @@ def _plain(
     order: SeededOrder | None = None,
 ) -> tuple[float, list[float]]:
     """Rows a second and losses of an ordinary Trainer."""
-    collator = DataCollatorWithPadding(
-        tokenizer, padding="max_length" if pad_to else True, max_length=pad_to
-    )
+    collator = DataCollatorWithPadding(tokenizer, padding="max_length" if pad_to else True, max_length=pad_to)
     losses = _Losses()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(

@@ -38,8 +38,8 @@ SECTIONS: list[tuple[str, type[BaseModel]]] = [
 
 HEAD = """# Every key of a spec
 
-Made from the code by `python tools/spec_reference.py`. Unknown keys, values of the wrong type and values out of range are
-errors that name the line, the key and the nearest right word.
+Made from the code by `python tools/spec_reference.py`. Unknown keys, values of the wrong type and values out
+of range are errors that name the line, the key and the nearest right word.
 """
 
 
@@ -91,7 +91,14 @@ def render() -> str:
         lines += [f"## {title}", "", " ".join((model.__doc__ or "").split()), "", *table(model), ""]
     lines += ["## Options of each attack", "", "They stand beside the keys of `attacks[]`.", ""]
     for name, attack in ATTACKS.items():
-        lines += [f"### {name}", "", f"{summary(attack)}. Source: {attack.source}.", "", *table(attack.Options), ""]
+        lines += [
+            f"### {name}",
+            "",
+            f"{summary(attack)}. Source: {attack.source}.",
+            "",
+            *table(attack.Options),
+            "",
+        ]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -21,7 +21,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     if name == "report":
-        from foretaste.report import report
+        import foretaste.report as package
 
-        return report
+        return package
     raise AttributeError(f"module 'foretaste' has no attribute '{name}'")

@@ -55,9 +55,7 @@ def nearest(word: str, allowed: Iterable[str]) -> str | None:
     return folded[close[0]] if close else None
 
 
-def unknown(
-    kind: str, word: str, allowed: Iterable[str], *, where: str | None = None
-) -> UserError:
+def unknown(kind: str, word: str, allowed: Iterable[str], *, where: str | None = None) -> UserError:
     """The error for a word outside a closed set, naming the nearest right one.
 
     Args:

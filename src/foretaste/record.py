@@ -20,9 +20,7 @@ Status = Literal["completed", "diverged", "error", "crashed"]
 class Part(BaseModel):
     """Base of every part of a record: unknown keys are errors, numbers may be NaN."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, ser_json_inf_nan="constants", allow_inf_nan=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants", allow_inf_nan=True)
 
 
 class ClassMetrics(Part):
@@ -245,7 +243,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -66,9 +66,7 @@ class Columns(Strict):
 class DataSpec(Strict):
     """Rows to train and to test on."""
 
-    source: str = Field(
-        description="an asset (`foretaste assets list`), a local file or folder, or a hub id"
-    )
+    source: str = Field(description="an asset (`foretaste assets list`), a local file or folder, or a hub id")
     config: str | None = Field(None, description="configuration of a hub data set, such as sst2")
     train_split: str = Field("train", description="split, or file stem in a local folder")
     test_split: str | None = Field(

@@ -84,9 +84,7 @@ def parse(text: str, kind: type[M], *, origin: str = "spec") -> M:
     return validate(value, kind, origin=origin, root=root)
 
 
-def validate(
-    value: dict[str, Any], kind: type[M], *, origin: str, root: yaml.Node | None = None
-) -> M:
+def validate(value: dict[str, Any], kind: type[M], *, origin: str, root: yaml.Node | None = None) -> M:
     """A python mapping as a spec.
 
     Args:

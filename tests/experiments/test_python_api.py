@@ -248,11 +248,6 @@ for folder in sys.argv[1:]:
 """
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the first use of foretaste.report imports the package of that name, which then hides the function: "
-    "the second call fails with 'module' object is not callable (foretaste/__init__.py)",
-)
 def test_the_report_can_be_made_twice(content: Any, tmp_path: Path) -> None:
     done = foretaste.measure(content(), attacks=[], processes=1, threads=1, folder=tmp_path / "sweep")
     command = [sys.executable, "-c", CALLED_TWICE, str(done.folder), str(done.folder)]

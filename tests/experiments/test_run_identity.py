@@ -61,11 +61,6 @@ def test_defaults_may_be_spelled_out(varied: Any, content: Any) -> None:
     assert ids(MeasureSpec.model_validate(json.loads(json.dumps(spelled)))) == ids(brief)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="ResolvedData.request and ResolvedModel.request keep None beside the value that it stands for, so "
-    "spelling the value out gives the same run another id; a cure changes the ids of existing sweeps",
-)
 @pytest.mark.parametrize(
     ("section", "addition"),
     [("model", {"pooling": "model"}), ("model", {"eval_max_length": 32}), ("data", {"test_split": "test"})],

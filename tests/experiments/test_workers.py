@@ -109,7 +109,7 @@ def test_killed_workers_and_any_order_change_no_number(
 
     layout = Layout(tmp_path / "backwards")
     workspace = Workspace(layout.folder, NOWHERE, alone.records[0].sweep, alone.records[0].request)
-    engine.run_inline(runs[::-1], workspace, experiment.Silent(), threads=1)
+    engine.run_inline(runs[::-1], workspace, experiment.Watcher(), threads=1)
     backwards = {r.run_id: r for r in layout.read()[0]}
     for record in alone.records:
         assert numbers(backwards[record.run_id], layout.folder) == numbers(record, alone.folder)

@@ -197,7 +197,8 @@ def test_under_the_papers_policy_full_trains_its_head(bert: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "freeze", "left"), [("lora", "A", "lora_B"), ("pissa", "A", "lora_B"), ("pissa", "B", "lora_A")]
+    ("method", "freeze", "left"),
+    [("lora", "A", "lora_B"), ("pissa", "A", "lora_B"), ("pissa", "B", "lora_A")],
 )
 def test_freezing_one_matrix(method: str, freeze: str, left: str, bert: Any) -> None:
     tokenizer, model, encoded = bert()

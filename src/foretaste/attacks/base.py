@@ -237,9 +237,7 @@ def poison(
     scores = uniforms(seed, ("poison", method, "choice"), [row.id for row in rows])
     chosen = choose(scores, eligible, rate=rate, count=count, selection=selection)
     changed: dict[int, Row] = {
-        position: attack.poison(
-            rows[position], generator(seed, "poison", method, "row", rows[position].id)
-        )
+        position: attack.poison(rows[position], generator(seed, "poison", method, "row", rows[position].id))
         for position in chosen
     }
     manifest = Manifest(
@@ -288,5 +286,3 @@ def _entry(before: Row, after: Row) -> ManifestRow:
         label_before=before.label,
         label_after=after.label,
     )
-
-

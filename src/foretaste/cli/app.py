@@ -126,9 +126,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder of the page; FOLDER/report by default.")
     ] = None,
-    images: Annotated[
-        bool, typer.Option(help="Also write each figure as PNG, SVG and PDF.")
-    ] = True,
+    images: Annotated[bool, typer.Option(help="Also write each figure as PNG, SVG and PDF.")] = True,
     json_output: Json = False,
 ) -> None:
     """Make one offline HTML page, figures and tables from the records in FOLDERS."""
@@ -154,9 +152,7 @@ def poison(
     count: Annotated[int | None, typer.Option(min=0, help="Number of rows.")] = None,
     selection: Annotated[str, typer.Option(help="exact-nested or bernoulli")] = "exact-nested",
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    option: Annotated[
-        list[str] | None, typer.Option(help="An option of the attack, as key=value.")
-    ] = None,
+    option: Annotated[list[str] | None, typer.Option(help="An option of the attack, as key=value.")] = None,
     text_a: Annotated[str | None, typer.Option(help="Column of the (first) text.")] = None,
     text_b: Annotated[str | None, typer.Option(help="Column of the second text.")] = None,
     label: Annotated[str | None, typer.Option(help="Column of the label.")] = None,

@@ -25,7 +25,7 @@ from rich.table import Table
 from foretaste import assets
 from foretaste.errors import UserError
 from foretaste.experiments.engine import Allocation
-from foretaste.experiments.measure import Measured, Preview
+from foretaste.experiments.measure import Measured, Preview, Watcher
 from foretaste.experiments.plan import Plan
 from foretaste.record import Record
 from foretaste.spec import RunSpec
@@ -51,7 +51,7 @@ def pull_assets(names: Sequence[str], console: Console) -> None:
             assets.pull(assets.ASSETS.get(name), progress=update)
 
 
-class SweepDisplay:
+class SweepDisplay(Watcher):
     """Progress of a sweep: one line for all runs, one for each run under way.
 
     Args:

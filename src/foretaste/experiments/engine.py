@@ -20,7 +20,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Protocol
 
 import psutil
 import torch
@@ -33,8 +32,8 @@ MAX_ATTEMPTS = 3
 STEP_INTERVAL = 0.25  # seconds between two progress messages of a worker
 
 
-class Listener(Protocol):
-    """Hears of progress; all calls come from the parent process."""
+class Listener:
+    """Hears of progress; all calls come from the parent process. This one does nothing."""
 
     def started(self, run: RunSpec) -> None:
         """A run begins."""
@@ -244,9 +243,7 @@ def _worker_environment() -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _hear(
-    steps: multiprocessing.Queue[tuple[str, int, int] | None], listener: Listener
-) -> None:
+def _hear(steps: multiprocessing.Queue[tuple[str, int, int] | None], listener: Listener) -> None:
     while True:
         try:
             message = steps.get()

@@ -9,7 +9,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from foretaste import data
 from foretaste.errors import UserError
@@ -22,42 +21,17 @@ from foretaste.record import Layout, Record
 from foretaste.spec import MeasureSpec, RunSpec
 from foretaste.training import trainer
 
-__all__ = ["Measured", "Preview", "Silent", "Watcher", "measure", "preview"]
+__all__ = ["Measured", "Preview", "Watcher", "measure", "preview"]
 
 
-class Watcher(engine.Listener, Protocol):
-    """Hears of a sweep from its plan to its end."""
+class Watcher(engine.Listener):
+    """Hears of a sweep from its plan to its end; this one says nothing."""
 
     def planned(self, plan: Plan, missing: Sequence[RunSpec], problems: Sequence[UserError]) -> None:
         """The runs are known, and which of them are missing."""
 
     def allocated(self, allocation: engine.Allocation) -> None:
         """Processes and threads are chosen."""
-
-
-class Silent:
-    """A watcher that says nothing."""
-
-    def planned(self, plan: Plan, missing: Sequence[RunSpec], problems: Sequence[UserError]) -> None:
-        """Nothing."""
-
-    def allocated(self, allocation: engine.Allocation) -> None:
-        """Nothing."""
-
-    def started(self, run: RunSpec) -> None:
-        """Nothing."""
-
-    def stepped(self, run_id: str, done: int, total: int) -> None:
-        """Nothing."""
-
-    def finished(self, run: RunSpec, record: Record) -> None:
-        """Nothing."""
-
-    def retried(self, run: RunSpec, attempt: int) -> None:
-        """Nothing."""
-
-    def stopping(self, active: int) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +116,7 @@ def measure(
     Raises:
         UserError: The spec does not fit, the folder holds another sweep, or the disk is full.
     """
-    watcher = watcher or Silent()
+    watcher = watcher or Watcher()
     resources = resources or Resources()
     planned = plan(spec, base_dir, resources)
     with _full_disk_explained(folder), store.owned(folder) as layout:

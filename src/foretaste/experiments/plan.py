@@ -147,9 +147,7 @@ def _training(spec: MeasureSpec, adapter: AdapterSpec, where: str) -> TrainingSp
     return merged.model_copy(update=updates)
 
 
-def _attacks(
-    spec: MeasureSpec, classes: list[str]
-) -> tuple[dict[str, Trigger], list[ResolvedAttack | None]]:
+def _attacks(spec: MeasureSpec, classes: list[str]) -> tuple[dict[str, Trigger], list[ResolvedAttack | None]]:
     """Every trigger by its key, and every attack at every amount; None first: the clean run."""
     triggers: dict[str, Trigger] = {}
     poisons: list[ResolvedAttack | None] = [None]
@@ -184,7 +182,8 @@ def _amounts(attack: AttackSpec, name: str, options: dict[str, Any]) -> list[Res
 def _resolve_data(spec: MeasureSpec, loaded: Loaded) -> ResolvedData:
     split = data.draw(loaded, spec.data, spec.seed_tuples()[0].data)
     return ResolvedData(
-        request=spec.data,
+        # Defaults that depend on the input are written out, so that spelling them out is the same run.
+        request=spec.data.model_copy(update={"test_split": loaded.test_split}),
         classes=loaded.classes,
         test_split=loaded.test_split,
         train_rows=len(split.train),
@@ -196,11 +195,7 @@ def _resolve_data(spec: MeasureSpec, loaded: Loaded) -> ResolvedData:
 def _resolve_model(spec: MeasureSpec, base_dir: Path, resources: Resources) -> ResolvedModel:
     if resources.model is None:
         return load.resolve(spec.model, base_dir)
-    return ResolvedModel(
-        request=spec.model,
-        pooling=spec.model.pooling or "model",
-        fingerprint=load.hash_state(resources.model),
-    )
+    return load.resolved(spec.model, spec.model.pooling or "model", load.hash_state(resources.model))
 
 
 def _dry_build(

@@ -197,8 +197,7 @@ def linear_names(model: nn.Module, *, head: Sequence[str] = ()) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and name.partition(".")[0] not in head
+        if isinstance(module, nn.Linear | Conv1D) and name.partition(".")[0] not in head
     ]
 
 

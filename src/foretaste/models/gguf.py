@@ -1,7 +1,8 @@
 """GGUF files as folders that can be trained: dequantised once, kept in the cache.
 
-transformers reads GGUF into float32 weights but goes on calling the model quantised, and then refuses to train it;
-reading also takes half a minute for 135 million parameters. The folder written here is an ordinary model.
+transformers reads GGUF into float32 weights but goes on calling the model quantised, and then refuses to
+train it; reading also takes half a minute for 135 million parameters. The folder written here is an ordinary
+model.
 """
 
 from __future__ import annotations

@@ -164,9 +164,7 @@ def fit_probe(
     return Probe(weight, bias, float(np.mean(fit.predict(centred) == y)), float(fit.C))
 
 
-def _logistic(
-    x: npt.NDArray[np.float64], y: npt.NDArray[np.int64], intercept: bool
-) -> LogisticRegression:
+def _logistic(x: npt.NDArray[np.float64], y: npt.NDArray[np.int64], intercept: bool) -> LogisticRegression:
     """The fit at the best penalty; with fewer than two rows of a class there is no fold to judge it by."""
     folds = min(5, int(np.unique_counts(y).counts.min()))
     best = 0.01

@@ -129,7 +129,8 @@ def apply(model: nn.Module, spec: InitSpec, seed: int) -> InitCheck:
     # One layer in 10^9 lies beyond six standard errors when the law is right.
     if worst > 6.0:
         raise UserError(
-            f"asked for k = {np.mean(requested):.4g}, got {np.mean(realised):.4g} ({worst:.1f} standard errors)",
+            f"asked for k = {np.mean(requested):.4g}, got {np.mean(realised):.4g} "
+            f"({worst:.1f} standard errors away)",
             where="init",
         )
     return InitCheck(

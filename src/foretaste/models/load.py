@@ -83,9 +83,7 @@ class MeanPooledClassifier(PreTrainedModel):
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
         """Logits of shape (batch, classes), and the mean cross-entropy when labels are given."""
-        hidden = self.encoder(
-            input_ids=input_ids, attention_mask=attention_mask, **kwargs
-        ).last_hidden_state
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         logits = self.classifier((hidden * mask).sum(1) / mask.sum(1))
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
@@ -149,7 +147,13 @@ def resolve(spec: ModelSpec, base_dir: Path) -> ResolvedModel:
         if commit is None:
             raise UserError(f"the hub gave no commit for '{spec.base}'", where="model.base")
         fingerprint = f"commit:{commit}"
-    return ResolvedModel(request=spec, pooling=spec.pooling or location.pooling, fingerprint=fingerprint)
+    return resolved(spec, spec.pooling or location.pooling, fingerprint)
+
+
+def resolved(spec: ModelSpec, pooling: Pooling, fingerprint: str) -> ResolvedModel:
+    """The model with its content's name and every default written out: spelling one out is the same run."""
+    filled = {"pooling": pooling, "eval_max_length": spec.eval_max_length or spec.max_length}
+    return ResolvedModel(request=spec.model_copy(update=filled), pooling=pooling, fingerprint=fingerprint)
 
 
 def _hash_weights(location: Location) -> str:
@@ -280,9 +284,7 @@ def load_classifier(
                 with torch.device("meta"):
                     model = auto.from_config(config)
             else:
-                model = auto.from_pretrained(
-                    location.name, config=config, dtype=dtype, **location.kwargs
-                )
+                model = auto.from_pretrained(location.name, config=config, dtype=dtype, **location.kwargs)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _unreadable(location, error) from None
     assert isinstance(model, PreTrainedModel)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from foretaste.record import write_atomic
 from foretaste.report import contents, page, tables
@@ -17,7 +19,7 @@ __all__ = ["FIGURES", "Figure", "Folder", "Frames", "build", "load", "report", "
 
 
 def report(
-    folders: Sequence[Path] | Path,
+    folders: str | Path | Sequence[str | Path],
     out: Path | None = None,
     *,
     images: bool = True,
@@ -37,7 +39,7 @@ def report(
     Raises:
         UserError: A folder does not exist or holds no record that can be read.
     """
-    paths = [folders] if isinstance(folders, Path) else list(folders)
+    paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
     say = progress or _silent
     say("reading records")
     loaded = load(paths)
@@ -61,3 +63,12 @@ def report(
 
 def _silent(_line: str) -> None:
     """Progress for callers that want none."""
+
+
+class _Report(ModuleType):
+    """`foretaste.report` is this package and, called, its function: importing one must not hide the other."""
+
+    __call__ = staticmethod(report)
+
+
+sys.modules[__name__].__class__ = _Report

@@ -74,4 +74,6 @@ def _shown(row: dict[str, Any], name: str) -> str:
 def _deviation(variance: float | None) -> Entry:
     if variance is None or math.isnan(variance):
         return missing("this seed was not varied")
-    return Entry(f"{100 * math.sqrt(variance):.1f}") if variance > 0 else missing("nothing beyond the residual")
+    return (
+        Entry(f"{100 * math.sqrt(variance):.1f}") if variance > 0 else missing("nothing beyond the residual")
+    )

@@ -17,9 +17,7 @@ from foretaste.seeds import generator
 POOL = 50
 
 
-def epoch_order(
-    lengths: Sequence[int], batch: int, *, seed: int, epoch: int, by_length: bool
-) -> list[int]:
+def epoch_order(lengths: Sequence[int], batch: int, *, seed: int, epoch: int, by_length: bool) -> list[int]:
     """A permutation of the rows for one epoch.
 
     With `by_length`, a random permutation is cut into pools of `POOL` batches, each pool is sorted by length

@@ -64,6 +64,7 @@ class Collator:
         self._pad_to = pad_to
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Model inputs and labels of one batch."""
         inputs = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
         batch = self._tokenizer.pad(
             inputs,

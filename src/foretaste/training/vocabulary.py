@@ -1,8 +1,8 @@
 """Training only the word embeddings that the training rows use: the same result in less time.
 
-The row of a token that never occurs gets an exactly zero gradient, so SGD and Adam without weight decay leave it
-where it was. Its zeros are nevertheless written, normed, averaged and stepped at every step: for
-MiniLM half of all parameters. While training, the embedding is therefore replaced by the rows in use.
+The row of a token that never occurs gets an exactly zero gradient, so SGD and Adam without weight decay leave
+it where it was. Its zeros are nevertheless written, normed, averaged and stepped at every step: for MiniLM
+half of all parameters. While training, the embedding is therefore replaced by the rows in use.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class UsedRows(nn.Module):
 
 
 @contextmanager
-def only_used_tokens(
-    model: nn.Module, token_ids: Iterable[int], spec: TrainingSpec
-) -> Iterator[None]:
+def only_used_tokens(model: nn.Module, token_ids: Iterable[int], spec: TrainingSpec) -> Iterator[None]:
     """Exchange the model's word embedding for the rows in use, and write them back at the end.
 
     Nothing is exchanged where the result could differ: weight decay or Adafactor (which move every row), a
