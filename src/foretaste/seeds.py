@@ -4,8 +4,8 @@ No part of foretaste touches a global random generator for its own draws. Two to
 
 * `generator(seed, *names)` is a numpy generator that belongs to one purpose;
 * `uniforms(seed, names, ids)` gives every row its own number in [0, 1), decided by the row's id alone.
-  Sorting rows by it is a random permutation that does not depend on the order, the number or the other contents of
-  the rows; taking the first m gives sets that are nested in m.
+  Sorting rows by it is a random permutation that does not depend on the order, the number or the other
+  contents of the rows; taking the first m gives sets that are nested in m.
 
 Libraries that draw from the global generators (peft's initialisation, dropout) are run inside
 `borrowed_global_state`, which seeds those generators and puts back what they held before.
