@@ -24,6 +24,11 @@ from foretaste.training import trainer
 __all__ = ["Measured", "Preview", "Watcher", "measure", "preview"]
 
 
+# Seconds of work that a worker must take off this process to be worth starting: it imports torch and measures
+# for about ten, and two processes of one thread gain a tenth over one of two (results/bench.json).
+SHORT_SWEEP = 45.0
+
+
 class Watcher(engine.Listener):
     """Hears of a sweep from its plan to its end; this one says nothing."""
 
@@ -159,36 +164,50 @@ def _run(
     processes: int | None,
     threads: int | None,
 ) -> None:
-    if not workspace.resources.empty:
-        fixed = engine.Allocation(1, threads or engine.cores(), "data or model in memory")
-        workers = 1
-    elif processes is not None:
-        fixed = engine.Allocation(processes, threads or max(1, engine.cores() // processes), "as asked")
-        workers = processes
-    else:
-        fixed = None
-        shape, _ = _shape(planned, workspace.base_dir, workspace.resources)
-        workers = engine.most_processes(len(missing), shape.total_parameters)
-        if workers == 1:
-            fixed = engine.Allocation(1, threads or engine.cores(), "one run, one core or memory for one")
-        elif threads is not None:
-            workers = max(1, min(workers, engine.cores() // threads))
-            fixed = engine.Allocation(workers, threads, "threads as asked")
+    shape, _ = _shape(planned, workspace.base_dir, workspace.resources)
+    fixed = _fixed_allocation(missing, shape, workspace, processes, threads)
     if fixed is not None:
         watcher.allocated(fixed)
         if fixed.processes == 1:
             engine.run_inline(missing, workspace, watcher, fixed.threads)
             return
+    most = engine.most_processes(len(missing), shape.total_parameters)
 
     def choose(pool: ProcessPoolExecutor) -> engine.Allocation:
         if fixed is not None:
             return fixed
         tokens = max(1, round(missing[0].training.batch_size * shape.train_tokens))
-        measured = engine.measured_allocation(pool, workers, tokens, shape.hidden)
+        measured = engine.measured_allocation(pool, most, tokens, shape.hidden)
         watcher.allocated(measured)
         return measured
 
+    workers = most if fixed is None else fixed.processes
     engine.run_in_processes(missing, workspace, watcher, workers, choose)
+
+
+def _fixed_allocation(
+    missing: list[RunSpec],
+    shape: estimate.Shape,
+    workspace: Workspace,
+    processes: int | None,
+    threads: int | None,
+) -> engine.Allocation | None:
+    """The allocation where there is nothing to measure; None where measuring decides."""
+    cores = engine.cores()
+    if not workspace.resources.empty:
+        return engine.Allocation(1, threads or cores, "data or model in memory")
+    if processes is not None:
+        return engine.Allocation(processes, threads or max(1, cores // processes), "as asked")
+    most = engine.most_processes(len(missing), shape.total_parameters)
+    if most == 1:
+        return engine.Allocation(1, threads or cores, "one run, one core or memory for one")
+    if threads is not None:
+        return engine.Allocation(max(1, min(most, cores // threads)), threads, "threads as asked")
+    expected = estimate.seconds(missing, shape, estimate.gemm_speed())
+    if expected < SHORT_SWEEP * most:
+        reason = f"about {expected:.0f} s of work, less than starting {most} processes is worth"
+        return engine.Allocation(1, cores, reason)
+    return None
 
 
 def _shape(planned: Plan, base_dir: Path, resources: Resources) -> tuple[estimate.Shape, int]:
