@@ -1,0 +1,1 @@
+"""Pure mathematics of both papers: arrays in, arrays out, no models."""
