@@ -18,6 +18,7 @@ from foretaste.spec import (
     Columns,
     DataSpec,
     InitSpec,
+    KernelSpec,
     MeasureSpec,
     ModelSpec,
     SeedGrid,
@@ -33,6 +34,7 @@ SECTIONS: list[tuple[str, type[BaseModel]]] = [
     ("adapters[].init", InitSpec),
     ("attacks[]", AttackSpec),
     ("training", TrainingSpec),
+    ("kernel", KernelSpec),
     ("seeds, when crossed", SeedGrid),
 ]
 

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 from foretaste.errors import UserError
 
 if TYPE_CHECKING:
-    from foretaste.api import measure, poison
+    from foretaste.api import kernel, measure, poison
     from foretaste.report import report
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "measure", "poison", "report"]
+__all__ = ["UserError", "__version__", "kernel", "measure", "poison", "report"]
 
 
 def __getattr__(name: str) -> Any:
     # Loaded on first use: torch and altair take seconds, and reporting needs no torch.
-    if name in {"measure", "poison"}:
+    if name in {"kernel", "measure", "poison"}:
         from foretaste import api
 
         return getattr(api, name)

@@ -1,9 +1,9 @@
-"""foretaste from Python: poison a data set, measure a sweep, make a report."""
+"""foretaste from Python: poison a data set, measure a sweep, compute a kernel."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from foretaste.errors import UserError
 from foretaste.record import Manifest, write_atomic
-from foretaste.spec import AdapterSpec, AttackSpec, Columns, MeasureSpec
+from foretaste.spec import AdapterSpec, AttackSpec, Columns, KernelSpec, MeasureSpec
 from foretaste.specfile import load as load_spec
 from foretaste.specfile import validate
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from foretaste.attacks import Poisoned
+    from foretaste.experiments.kernel_result import Kernels
     from foretaste.experiments.measure import Measured, Watcher
 
 MEMORY = "memory"
@@ -216,6 +217,97 @@ def measure(
     )
 
 
+def kernel(
+    model: PreTrainedModel | peft.PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    adapter: str | Mapping[str, Any] | AdapterSpec | peft.PeftConfig | Sequence[Any] | None = None,
+    *,
+    test: Dataset | None = None,
+    columns: Columns | None = None,
+    labels: Sequence[str] | None = None,
+    max_length: int = 128,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    on_progress: Callable[[str, float], None] | None = None,
+    **settings: Any,
+) -> Kernels:
+    """The empirical neural tangent kernel of a classifier, exactly.
+
+    Args:
+        model: A sequence classifier in evaluation mode; it is not changed.
+        tokenizer: Its tokenizer.
+        rows: Rows between which the kernel is computed.
+        adapter: None for the trainable parameters of the model as it stands (also of a peft model). Otherwise
+            one adapter or several, as in `measure`: "full", a mapping, a `peft` config. The model's own head
+            is kept, and all LoRA arms come from one capture.
+        test: Rows whose kernel with `rows` is wanted too.
+        columns: Names of the columns.
+        labels: Class names in the order of their ids.
+        max_length: Tokens; longer rows are cut, which a note of the result says.
+        seed: Of the adapters' random matrices.
+        folder: Where kernels are written; None keeps them in memory. A call that was stopped goes on.
+        on_progress: Called with what is being done and the share that is done.
+        **settings: Keys of the spec's section `kernel`, such as `kinds=["sgd"]` or `memory="4GiB"`; all rows
+            are used unless `train_rows` says otherwise.
+
+    Returns:
+        `.of(arm).train` and `.test` are the kernels; `.surface()` is LoRA over ranks, variances and scalings.
+
+    Raises:
+        UserError: Something does not fit, or the model has no exact kernel.
+    """
+    import peft
+
+    from foretaste import data
+    from foretaste.experiments import kernel as experiment
+    from foretaste.experiments.plan import Resources
+
+    if test is None and settings.get("test_rows"):
+        raise UserError("`test_rows` without rows to test on", where="test_rows", cure="Give `test` too.")
+    tested = None if test is not None else 0
+    chosen = validate({"train_rows": None, "test_rows": tested, **settings}, KernelSpec, origin="kernel")
+    loaded = data.from_dataset(
+        rows, rows if test is None else test, columns=columns, labels=list(labels) if labels else None
+    )
+    place = None if folder is None else Path(folder)
+    if adapter is None:
+        assert loaded.test is not None
+        return experiment.as_it_stands(
+            model,
+            tokenizer,
+            _first(loaded.train, chosen.train_rows),
+            None if test is None else _first(loaded.test, chosen.test_rows),
+            chosen,
+            max_length=max_length,
+            folder=place,
+            on_progress=on_progress,
+        )
+    if isinstance(model, peft.PeftModel):
+        raise UserError("the model has an adapter already", where="adapter", cure="Leave `adapter` out.")
+    arms = [adapter] if isinstance(adapter, str | Mapping | AdapterSpec | peft.PeftConfig) else adapter
+    content = {
+        "data": {"source": MEMORY},
+        "model": {"base": MEMORY, "head": "random-then-train", "max_length": max_length},
+        "adapters": [_adapter(arm) for arm in arms],
+        "seeds": [seed],
+        "kernel": chosen.model_dump(),
+    }
+    return experiment.kernel(
+        validate(content, MeasureSpec, origin="kernel"),
+        place,
+        base_dir=Path.cwd(),
+        resources=Resources(loaded, model, tokenizer),
+        on_progress=on_progress,
+    )
+
+
+def _first(rows: Dataset, count: int | None) -> Dataset:
+    from foretaste.data import take
+
+    return rows if count is None else take(rows, list(range(min(count, len(rows)))))
+
+
 def _content(spec: MeasureSpec | Mapping[str, Any] | str | Path | None) -> tuple[Path, dict[str, Any]]:
     """Folder that relative paths start from, and the spec as a mapping that may be changed."""
     if spec is None:
@@ -247,4 +339,4 @@ def _adapter(arm: str | Mapping[str, Any] | AdapterSpec | peft.PeftConfig) -> di
     return from_peft(arm).model_dump(exclude_unset=True)
 
 
-__all__ = ["measure", "poison", "poison_file"]
+__all__ = ["kernel", "measure", "poison", "poison_file"]

@@ -13,7 +13,7 @@ import json
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from foretaste.seeds import MAX_SEED, Seeds
 
@@ -202,6 +202,41 @@ class SeedGrid(Strict):
     order: list[Seed] = [0]
 
 
+class KernelSpec(Strict):
+    """How the kernels of the arms are computed, on the clean rows of the first seed."""
+
+    train_rows: PositiveInt | None = Field(
+        256, description="rows between which the kernel is computed, the first of the training rows"
+    )
+    test_rows: NonNegativeInt | None = Field(256, description="rows to test on; null: all of them")
+    outputs: Literal["margin", "logits"] | None = Field(
+        None, description="margin: second logit minus first; by default for two classes, else logits"
+    )
+    kinds: list[Literal["sgd", "sign", "asymmetric"]] = Field(
+        ["sgd"], min_length=1, description="sgd: <g, g'>; sign: <sgn g, sgn g'>; asymmetric: <g, sgn g'>"
+    )
+    by: Literal["group", "parameter"] = Field("group", description="what the stored parts are summed over")
+    ranks: list[PositiveInt] = Field(
+        [1, 2, 4, 8, 16, 32, 64], description="ranks of the LoRA surface on all linear layers; may be empty"
+    )
+    law: Literal["uniform", "gaussian"] = Field("uniform", description="of A's entries in the surface")
+    precision: Literal["float32", "float64"] = "float32"
+    memory: str = Field("4GiB", description="budget for everything beside the model")
+    projection: PositiveInt | None = Field(
+        None, description="side of random projections of each matrix's gradient; null: exact"
+    )
+
+    @model_validator(mode="after")
+    def _lists_in_order(self) -> KernelSpec:
+        if self.ranks != sorted(set(self.ranks)):
+            raise ValueError(f"ranks are {self.ranks}: expected ascending numbers without repeats")
+        if len(set(self.kinds)) < len(self.kinds):
+            raise ValueError("kinds repeat")
+        if self.projection and self.ranks:
+            raise ValueError("the surface over ranks is exact: give projection with ranks: []")
+        return self
+
+
 class MeasureSpec(Strict):
     """A sweep: adapters x attacks x amounts x seeds on one data set and one base model."""
 
@@ -213,6 +248,7 @@ class MeasureSpec(Strict):
     adapters: list[AdapterSpec] = Field(min_length=1)
     attacks: list[AttackSpec] = Field(default_factory=list)
     training: TrainingSpec = TrainingSpec()
+    kernel: KernelSpec = Field(KernelSpec(), description="for `foretaste kernel`")
     seeds: list[Seed] | SeedGrid = Field(
         default=[0, 1, 2], description="numbers used for all four streams, or lists to cross"
     )

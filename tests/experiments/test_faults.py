@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from foretaste.errors import UserError
+from foretaste.experiments import prepare
 from foretaste.experiments import run as run_module
 from foretaste.record import Layout
 
@@ -151,7 +152,7 @@ def test_data_that_changes_under_way_fails_the_run(
     def spoil(_run: Any) -> None:
         text = (folder / "train.csv").read_text()
         (folder / "train.csv").write_text(text.replace("the ", "a "))
-        run_module._load_data.cache_clear()
+        prepare._load.cache_clear()
 
     watch.on_started = spoil
     done = run(spec(data={"source": str(folder)}, attacks=[]), tmp_path / "sweep", watcher=watch)

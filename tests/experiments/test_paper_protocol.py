@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from foretaste import presets
+from foretaste.experiments import prepare
 from foretaste.experiments import run as run_module
 from foretaste.record import Record, read_manifest
 from foretaste.seeds import uniforms
@@ -48,7 +49,7 @@ def paper(
 
 
 def _listen(patch: pytest.MonkeyPatch, heard: Heard) -> None:
-    arguments, encode, fine_tune = trainer.TrainingArguments, run_module.encode, trainer.fine_tune
+    arguments, encode, fine_tune = trainer.TrainingArguments, prepare.encode, trainer.fine_tune
 
     def keep_arguments(**options: Any) -> Any:
         heard.arguments.append(options)
@@ -66,6 +67,7 @@ def _listen(patch: pytest.MonkeyPatch, heard: Heard) -> None:
         return fine_tune(model, *positional, **options)
 
     patch.setattr(trainer, "TrainingArguments", keep_arguments)
+    patch.setattr(prepare, "encode", keep_encode)
     patch.setattr(run_module, "encode", keep_encode)
     patch.setattr(trainer, "fine_tune", keep_model)
 

@@ -20,7 +20,7 @@ import pytest
 from foretaste.experiments import engine
 from foretaste.experiments import measure as experiment
 from foretaste.experiments.plan import plan
-from foretaste.experiments.run import Workspace
+from foretaste.experiments.prepare import Workspace
 from foretaste.record import Layout, Record
 
 NOWHERE = Path("/nonexistent")

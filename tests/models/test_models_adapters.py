@@ -37,9 +37,9 @@ METHODS = {
     "loha": {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},
     "oft": {"oft_R"},
 }
-# PiSSA and OLoRA split the weight by SVD or QR and add it up again: equal up to float32 rounding, logits
-# being of order 1 after two layers of 32 terms.
-ROUNDING = {"pissa": 1e-5, "olora": 1e-5}
+# These take a product of A and B out of the base weight and add it again, in 13 layers: each rounds a few
+# times, relative to the largest logit, and in an order that depends on the number of threads.
+ROUNDING = {name: 13 * 8 * float(np.finfo(np.float32).eps) for name in ("pissa", "olora")}
 STEPS = 3
 
 
@@ -87,7 +87,10 @@ def test_a_method_starts_at_the_base_model_and_trains_what_it_says(method: str, 
     before = predict(model, encoded, tokenizer, 24)
     wrapped = attach(model, arm(method))
     np.testing.assert_allclose(
-        predict(wrapped, encoded, tokenizer, 24), before, rtol=0, atol=ROUNDING.get(method, 0.0)
+        predict(wrapped, encoded, tokenizer, 24),
+        before,
+        rtol=0,
+        atol=ROUNDING.get(method, 0.0) * np.abs(before).max(),
     )
     names = trainable(wrapped)
     head = {name for name in names if ".classifier." in name}

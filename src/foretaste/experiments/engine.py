@@ -24,7 +24,8 @@ from datetime import UTC, datetime
 import psutil
 import torch
 
-from foretaste.experiments.run import Workspace, execute, failed_or_done, write_record
+from foretaste.experiments.prepare import Workspace
+from foretaste.experiments.run import execute, failed_or_done, write_record
 from foretaste.record import Record
 from foretaste.spec import RunSpec
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from foretaste import data
 from foretaste.errors import UserError
 from foretaste.experiments import engine, estimate, store
 from foretaste.experiments.plan import Plan, Resources, plan
-from foretaste.experiments.run import Workspace
+from foretaste.experiments.prepare import Workspace
 from foretaste.models import load
 from foretaste.models.encode import encode
 from foretaste.record import Layout, Record
@@ -124,7 +122,7 @@ def measure(
     watcher = watcher or Watcher()
     resources = resources or Resources()
     planned = plan(spec, base_dir, resources)
-    with _full_disk_explained(folder), store.owned(folder) as layout:
+    with store.full_disk_explained(folder), store.owned(folder) as layout:
         store.claim(layout, spec, extend=extend)
         done, problems = store.finished(layout)
         missing = [run for run in planned.runs if run.id not in done]
@@ -140,20 +138,6 @@ def measure(
             _run(missing, planned, workspace, watcher, processes, threads)
         by_id = {record.run_id: record for record in layout.read()[0]}
     return Measured(folder, [by_id[run.id] for run in planned.runs if run.id in by_id])
-
-
-@contextmanager
-def _full_disk_explained(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise UserError(
-                "the disk is full; every finished run is kept",
-                where=str(folder),
-                cure="Free some space and start the same command again.",
-            ) from None
-        raise
 
 
 def _run(

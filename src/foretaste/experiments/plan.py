@@ -213,7 +213,14 @@ def _dry_build(
             pad_token_id=None,
             meta=True,
         )
-        adapters.attach(bare, arm.adapter, head_policy=spec.model.head, seed=0, total_steps=100)
+        # Inits that decompose the weights (pissa, olora) have nothing to decompose here.
+        config = arm.adapter.config | ({"init_lora_weights": True} if _decomposes(arm.adapter) else {})
+        sketch = arm.adapter.model_copy(update={"config": config})
+        adapters.attach(bare, sketch, head_policy=spec.model.head, seed=0, total_steps=100)
+
+
+def _decomposes(adapter: ResolvedAdapter) -> bool:
+    return isinstance(adapter.config.get("init_lora_weights"), str)
 
 
 def _check_poison(runs: list[RunSpec], loaded: Loaded, spec: MeasureSpec) -> list[str]:

@@ -114,3 +114,18 @@ def finished(layout: Layout) -> tuple[dict[str, Record], list[UserError]]:
     """Records of runs that need not be done again, by id, and what could not be read."""
     records, problems = layout.read()
     return {record.run_id: record for record in records if record.status in FINAL}, problems
+
+
+@contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Turn a full disk into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise UserError(
+                "the disk is full; every finished run is kept",
+                where=str(folder),
+                cure="Free some space and start the same command again.",
+            ) from None
+        raise

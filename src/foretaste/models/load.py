@@ -175,9 +175,10 @@ def _hash_weights(location: Location) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def hash_state(model: PreTrainedModel) -> str:
+def hash_state(model: nn.Module) -> str:
     """Fingerprint of a model in memory: SHA-256 over the names, shapes and values of its weights."""
-    total = hashlib.sha256(model.config.to_json_string().encode())
+    config = getattr(model, "config", None)
+    total = hashlib.sha256(config.to_json_string().encode() if config is not None else b"")
     for name, tensor in sorted(model.state_dict().items()):
         total.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
         total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
