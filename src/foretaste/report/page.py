@@ -91,11 +91,11 @@ def render(folders: Sequence[Folder], frames: Frames, figures: dict[str, dict[Ov
         "rows_shown": ROWS_SHOWN,
         "manifests": poison["manifests"],
         "data": _data(figures, poison),
-        "bundle": _bundle(),
+        "bundle": bundle(),
         "light_arms": LIGHT_ARMS,
         "dark_arms": DARK_ARMS,
     }
-    return _environment().get_template("page.html.j2").render(context)
+    return environment().get_template("page.html.j2").render(context)
 
 
 def _data(figures: dict[str, dict[Over, dict[str, Any]]], poison: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +114,8 @@ def _unless_empty(table: tables.Table, html: functools.partial[Markup]) -> Marku
     return html(table) if table.rows else None
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates; NaN in the data of a page is an error."""
     environment = Environment(
         loader=PackageLoader("foretaste.report", "templates"),
         autoescape=True,
@@ -130,7 +131,7 @@ def _environment() -> Environment:
 
 
 @functools.cache
-def _bundle() -> Markup:
+def bundle() -> Markup:
     """Vega, Vega-Lite and vega-embed as one script, from the vl-convert wheel."""
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
     if "</script" in script or "<!--" in script:
