@@ -21,12 +21,15 @@ from foretaste.record import read_manifest
 
 COMMANDS = [
     ["measure"],
+    ["kernel"],
     ["report"],
     ["poison"],
     ["list"],
     ["version"],
     ["assets", "list"],
     ["assets", "pull"],
+    ["theory", "surface"],
+    ["theory", "verify"],
 ]
 
 

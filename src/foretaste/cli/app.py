@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from foretaste.cli.theory import theory_app
 from foretaste.errors import EXIT_CODE, UserError, unknown
 from foretaste.spec import MeasureSpec
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 assets_app = typer.Typer(help="Models and data that come as PyPI wheels.", no_args_is_help=True)
 app.add_typer(assets_app, name="assets")
+app.add_typer(theory_app, name="theory")
 
 INTERRUPTED = 130
 
@@ -118,6 +120,37 @@ def measure(
         display.show_measured(measured, out)
     if any(record.status != "completed" for record in measured.records):
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: `foretaste kernel quickstart -o runs/kernel`")
+def kernel(
+    spec: Spec,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder; runs/NAME-kernel by default."),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Budget for everything beside the model, such as 2GiB.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Compute the exact kernel of every arm of SPEC before training; a stopped run goes on."""
+    from foretaste.cli import display
+    from foretaste.experiments.kernel import kernel as compute
+
+    content, base_dir = read_spec(spec)
+    if memory is not None:
+        settings = content.kernel.model_copy(update={"memory": memory})
+        content = content.model_copy(update={"kernel": settings})
+    folder = output or Path("runs") / f"{content.name}-kernel"
+    display.pull_assets([content.model.base, content.data.source], err)
+    with display.kernel_progress(err, quiet=json_output) as on_progress:
+        result = compute(content, folder, base_dir=base_dir, on_progress=on_progress)
+    summary = display.kernel_summary(result)
+    if json_output:
+        _print_json({"folder": str(folder), "seconds": result.seconds, "arms": summary})
+    else:
+        display.show_kernels(result, summary, out)
 
 
 @app.command(epilog="Example: `foretaste report runs/quickstart`")
@@ -222,7 +255,7 @@ def _options(pairs: list[str], attack: str) -> dict[str, Any]:
 @app.command("list", epilog="Example: `foretaste list attacks`")
 def list_(
     what: Annotated[
-        str, typer.Argument(help="attacks, adapters, inits, sources, figures, presets or assets")
+        str, typer.Argument(help="attacks, adapters, inits, sources, indicators, figures, presets or assets")
     ],
     json_output: Json = False,
 ) -> None:

@@ -1,13 +1,14 @@
-"""What `measure` shows in the terminal: downloads, the plan, progress, and what came out."""
+"""What `measure` and `kernel` show in the terminal: downloads, the plan, progress, and what came out."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -25,6 +26,7 @@ from rich.table import Table
 from foretaste import assets
 from foretaste.errors import UserError
 from foretaste.experiments.engine import Allocation
+from foretaste.experiments.kernel_result import Kernels
 from foretaste.experiments.measure import Measured, Preview, Watcher
 from foretaste.experiments.plan import Plan
 from foretaste.record import Record
@@ -196,3 +198,77 @@ def duration(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+@contextlib.contextmanager
+def kernel_progress(console: Console, *, quiet: bool) -> Iterator[Callable[[str, float], None]]:
+    """One bar for each capture of a kernel, with the time left."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=quiet,
+    ) as progress:
+        reading = progress.add_task("Reading data and model", total=None)
+        bars: dict[str, TaskID] = {}
+
+        def on_progress(what: str, share: float) -> None:
+            progress.update(reading, visible=False)
+            if what not in bars:
+                bars[what] = progress.add_task(escape(what), total=1.0)
+            progress.update(bars[what], completed=share)
+
+        yield on_progress
+
+
+def kernel_summary(result: Kernels) -> dict[str, dict[str, Any]]:
+    """By arm: what its kernel covers, and how large it is beside that of full fine-tuning."""
+    summary: dict[str, dict[str, Any]] = {}
+    for name, arm in result.arms.items():
+        row: dict[str, Any] = {
+            "parameters": arm.parameters,
+            "by_group": arm.by_group,
+            "unused": arm.unused,
+            "kinds": list(arm.parts),
+        }
+        if "sgd" in arm.parts:
+            kernel = result.of(name).train
+            row["trace"] = float(np.trace(kernel))
+            row["top_eigenvalue"] = float(np.linalg.eigvalsh(kernel)[-1])
+            if "full" in result.arms:
+                row["trace_ratio"] = result.trace_ratio(name)
+                row["trace_ratio_without_head"] = result.trace_ratio(name, head=False)
+        summary[name] = row
+    return summary
+
+
+def show_kernels(result: Kernels, summary: dict[str, dict[str, Any]], console: Console) -> None:
+    """A table of the arms, and where the kernels are."""
+    table = Table(box=None)
+    table.add_column("arm", no_wrap=True)
+    for heading in ("parameters", "trace", "top eigenvalue", "trace / full", "without heads"):
+        table.add_column(heading, justify="right")
+    for name, row in summary.items():
+        ratios = [row.get("trace_ratio"), row.get("trace_ratio_without_head")]
+        numbers = [row.get("trace"), row.get("top_eigenvalue"), *ratios]
+        table.add_row(
+            escape(name),
+            f"{row['parameters']:,}",
+            *("" if number is None else f"{number:.4g}" for number in numbers),
+        )
+    console.print(table)
+    for name, arm in result.arms.items():
+        if arm.unused:
+            unused = f"{len(arm.unused)} trainable parameters move no output: {', '.join(arm.unused[:3])}"
+            console.print(f"[dim]note[/] {escape(name)}: {escape(unused)}", soft_wrap=True)
+    for note in result.notes:
+        console.print(f"[dim]note[/] {escape(note)}", soft_wrap=True)
+    tested = len(result.ids) - result.train_rows
+    console.print(
+        f"{result.train_rows} rows, {tested} tested on them, {escape(result.outputs)}; "
+        f"{result.seconds:.0f} s. Kernels: [bold]{escape(str(result.folder))}[/]",
+        soft_wrap=True,
+    )

@@ -42,6 +42,12 @@ def _sources() -> list[tuple[str, str]]:
     return [(name, summary(source)) for name, source in SOURCES.items()]
 
 
+def _indicators() -> list[tuple[str, str]]:
+    from foretaste.indicators import INDICATORS
+
+    return [(name, f"{member.description}. Larger: {member.larger}") for name, member in INDICATORS.items()]
+
+
 def _figures() -> list[tuple[str, str]]:
     from foretaste.report.figures import FIGURES
 
@@ -65,6 +71,7 @@ LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "adapters": _adapters,
     "inits": _inits,
     "sources": _sources,
+    "indicators": _indicators,
     "figures": _figures,
     "presets": _presets,
     "assets": _assets,
