@@ -9,11 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import sweep, training
+from benchmarks import kernel, sweep, training
 from benchmarks.result import Result
 from foretaste.experiments.run import versions
 
-BENCHMARKS = {"training": training.run, "sweep": sweep.run}
+BENCHMARKS = {"training": training.run, "kernel": kernel.run, "sweep": sweep.run}
 
 
 def main() -> None:
@@ -29,8 +29,8 @@ def main() -> None:
         with console.status(f"Measuring {name} ..."):
             results += BENCHMARKS[name]()
     for result in results:
-        target = f"≥ {result.target}" if result.target else ""
-        table.add_row(result.name, result.ours, result.theirs, f"{result.ratio:.2f}", target, result.note)
+        target = f"≥ {result.target:.3g}" if result.target else ""
+        table.add_row(result.name, result.ours, result.theirs, f"{result.ratio:.3g}", target, result.note)
     console.print(table)
     if arguments.output:
         content = {"versions": versions(), "results": [vars(result) for result in results]}

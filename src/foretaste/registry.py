@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -64,4 +65,4 @@ class Registry(Generic[T]):
 def summary(member: object) -> str:
     """First sentence of a member's docstring, for `foretaste list`."""
     text = " ".join((member.__doc__ or "").split())
-    return text.split(". ")[0].rstrip(".")
+    return re.split(r"(?<!\bEq)(?<!\bal)\. ", text)[0].rstrip(".")  # "Eq. 9" and "et al. 2023" go on

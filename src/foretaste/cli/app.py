@@ -100,7 +100,7 @@ def measure(
         with err.status("Reading data and model ..."):
             preview = experiment.preview(content, folder, base_dir=base_dir)
         if json_output:
-            _print_json(display.preview_json(preview))
+            print_json(display.preview_json(preview))
         else:
             display.show_preview(preview, out)
         return
@@ -115,7 +115,7 @@ def measure(
             watcher=watcher,
         )
     if json_output:
-        _print_json({"folder": str(folder), "statuses": measured.statuses})
+        print_json({"folder": str(folder), "statuses": measured.statuses})
     else:
         display.show_measured(measured, out)
     if any(record.status != "completed" for record in measured.records):
@@ -148,7 +148,7 @@ def kernel(
         result = compute(content, folder, base_dir=base_dir, on_progress=on_progress)
     summary = display.kernel_summary(result)
     if json_output:
-        _print_json({"folder": str(folder), "seconds": result.seconds, "arms": summary})
+        print_json({"folder": str(folder), "seconds": result.seconds, "arms": summary})
     else:
         display.show_kernels(result, summary, out)
 
@@ -168,7 +168,7 @@ def report(
     with err.status("Drawing ...") if not json_output else _nothing():
         page = make(folders, output, images=images)
     if json_output:
-        _print_json({"page": str(page)})
+        print_json({"page": str(page)})
     else:
         out.print(f"Page: [bold]{_escape(str(page))}[/]", soft_wrap=True)
 
@@ -214,7 +214,7 @@ def poison(
         **_options(option or [], attack),
     )
     if json_output:
-        _print_json(
+        print_json(
             {
                 "output": str(target),
                 "manifest": str(manifest_path),
@@ -264,7 +264,7 @@ def list_(
 
     rows = listing.rows_of(what)
     if json_output:
-        _print_json([{"name": name, "description": text} for name, text in rows])
+        print_json([{"name": name, "description": text} for name, text in rows])
         return
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
@@ -282,7 +282,7 @@ def version(json_output: Json = False) -> None:
     commit, dirty = source_commit()
     content: dict[str, Any] = {**versions(), "commit": commit, "dirty": dirty}
     if json_output:
-        _print_json(content)
+        print_json(content)
         return
     for name, value in content.items():
         if value is not None:
@@ -307,7 +307,7 @@ def assets_list(json_output: Json = False) -> None:
         for name, asset in assets.ASSETS.items()
     ]
     if json_output:
-        _print_json(rows)
+        print_json(rows)
         return
     table = Table(box=None)
     table.add_column("asset", no_wrap=True)
@@ -335,7 +335,8 @@ def assets_pull(
         out.print(f"{name}: {_escape(str(asset.path))}", soft_wrap=True)
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """Print a value for a program to read."""
     print(json.dumps(value, ensure_ascii=False, indent=1))  # noqa: T201 - for programs, unstyled
 
 

@@ -51,7 +51,7 @@ def _indicators() -> list[tuple[str, str]]:
 def _figures() -> list[tuple[str, str]]:
     from foretaste.report.figures import FIGURES
 
-    return [(name, summary(figure)) for name, figure in FIGURES.items()]
+    return [(name, figure.caption) for name, figure in FIGURES.items()]
 
 
 def _presets() -> list[tuple[str, str]]:

@@ -55,7 +55,7 @@ def surface(
         # The printed numbers and the grids are in tables/; here is what there is at peft's variance.
         rows = [asdict(point) for point in points if point.k == DEFAULT_K]
         names = [str(path) for path in written.figures]
-        app._print_json({"page": str(written.page), "figures": names, "gaps": written.gaps, "rows": rows})
+        app.print_json({"page": str(written.page), "figures": names, "gaps": written.gaps, "rows": rows})
     else:
         app.out.print(f"Page: [bold]{escape(str(written.page))}[/]", soft_wrap=True)
 
@@ -85,7 +85,7 @@ def verify(
         page = theory_claims.write(found, [("claims", str(len(found))), ("seed", str(seed))], output)
     if json_output:
         content = [verdict.to_json() for verdict in found]
-        app._print_json(
+        app.print_json(
             {"page": None if page is None else str(page), "seconds": seconds, "seed": seed, "claims": content}
         )
         return

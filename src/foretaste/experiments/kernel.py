@@ -175,32 +175,19 @@ def as_it_stands(
     name = _outputs(settings, model)
     projection = Projection(settings.projection, 0) if settings.projection else None
 
+    captures = _Captures(settings, subject, name, memory, projection, on_progress)
+    grams = [Gram(kind, settings.by) for kind in settings.kinds]
+
     def compute(place: Path | None) -> Kernels:
-        parts, done = kernels(
-            Job(
-                model,
-                trainable(model),
-                OUTPUTS[name],
-                subject.inputs(),
-                subject.train_rows,
-                [
-                    *(Gram(kind, settings.by) for kind in settings.kinds),
-                    *([projection] if projection else []),
-                ],
-                projection.reduce if projection else None,
-            ),
-            memory=memory,
-            folder=_place(place, BASE),
-            on_progress=None if on_progress is None else lambda share: on_progress("model", share),
-        )
+        parts, done = captures.of(model, "model", grams, None if place is None else place / BASE)
         return Kernels(
             parts=parts,
-            arms={"model": Captured.of(done).arm(settings.kinds, list(parts))},
+            arms={"model": done.arm(settings.kinds, list(parts))},
             ids=both.ids,
             labels=both.labels,
             train_rows=len(train),
             outputs=name,
-            values=done.values,
+            values=np.asarray(done.values),
             seconds=time.perf_counter() - began,
             folder=place,
             notes=notes,
@@ -312,6 +299,46 @@ def _claim(folder: Path, request: dict[str, Any]) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Captures:
+    """Captures one model after another, on the same rows and with the same settings."""
+
+    settings: KernelSpec
+    subject: Subject
+    outputs: str
+    memory: int
+    projection: Projection | None
+    on_progress: OnProgress | None
+
+    def of(
+        self, part: nn.Module, what: str, products: Sequence[Any], place: Path | None
+    ) -> tuple[Parts, Captured]:
+        """The parts of one model, those of a finished capture from its folder."""
+        finished = None if place is None else Captured.read(place)
+        if place is not None and finished is not None:
+            return Parts(folders=[place]), finished
+        report = self.on_progress
+        job = Job(
+            part,
+            trainable(part),
+            OUTPUTS[self.outputs],
+            self.subject.inputs(),
+            self.subject.train_rows,
+            [*products, *([self.projection] if self.projection else [])],
+            self.projection.reduce if self.projection else None,
+        )
+        parts, done = kernels(
+            job,
+            memory=self.memory,
+            folder=place,
+            on_progress=None if report is None else lambda share: report(what, share),
+        )
+        captured = Captured.of(done)
+        if place is not None:
+            captured.write(place)
+        return parts, captured
+
+
 def _compute(
     spec: MeasureSpec,
     runs: Sequence[RunSpec],
@@ -326,50 +353,17 @@ def _compute(
     """The base model's capture, then one for each arm that it does not serve."""
     settings = spec.kernel
     name = _outputs(settings, model)
-    inputs = subject.inputs()
+    seed = runs[0].seeds.init
     grams = [Gram(kind, settings.by) for kind in settings.kinds]
-    plain: dict[str, dict[str, Adapted]] = {}
-    lora_arms: dict[str, dict[str, int]] = {}
-    # The identities for LoRA hold for gradients, not for their signs or projections.
-    if settings.kinds == ["sgd"] and not settings.projection:
-        for run in runs:
-            wrapped = None if run.adapter.method == adapters.FULL else _attached(model, run)
-            layers = plain_lora(wrapped) if wrapped is not None else {}
-            if wrapped is not None and layers and starts_at(model, layers, wrapped):
-                plain[run.adapter.name] = layers
-                lora_arms[run.adapter.name] = by_group(trainable(wrapped))
-    surface = Ranks(tuple(settings.ranks), runs[0].seeds.init, settings.law) if settings.ranks else None
-    projection = Projection(settings.projection, runs[0].seeds.init) if settings.projection else None
+    plain = _plain_arms(settings, model, runs)
+    surface = [Ranks(tuple(settings.ranks), seed, settings.law)] if settings.ranks else []
+    projection = Projection(settings.projection, seed) if settings.projection else None
+    captures = _Captures(settings, subject, name, memory, projection, on_progress)
 
-    def compute(
-        part: nn.Module, what: str, products: list[Any], place: Path | None
-    ) -> tuple[Parts, Captured]:
-        finished = None if place is None else Captured.read(place)
-        if place is not None and finished is not None:
-            return Parts(folders=[place]), finished
-        parts, done = kernels(
-            Job(
-                part,
-                trainable(part),
-                OUTPUTS[name],
-                inputs,
-                subject.train_rows,
-                [*products, *([projection] if projection else [])],
-                projection.reduce if projection else None,
-            ),
-            memory=memory,
-            folder=place,
-            on_progress=None if on_progress is None else lambda share: on_progress(what, share),
-        )
-        captured = Captured.of(done)
-        if place is not None:
-            captured.write(place)
-        return parts, captured
-
-    arms: dict[str, ArmKernel] = {}
-    base: list[Any] = [*grams, *(Arm(f"{ARMS}/{arm}", layers) for arm, layers in plain.items())]
-    parts, done = compute(model, "base model", base + ([surface] if surface else []), _place(folder, BASE))
+    products = [*grams, *(Arm(f"{ARMS}/{arm}", layers) for arm, (layers, _) in plain.items()), *surface]
+    parts, done = captures.of(model, "base model", products, None if folder is None else folder / BASE)
     groups = [n for n in parts if n.partition("/")[0] in settings.kinds]
+    arms: dict[str, ArmKernel] = {}
     others: dict[str, Parts] = {}
     for run in runs:
         arm = run.adapter.name
@@ -377,22 +371,11 @@ def _compute(
             arms[arm] = done.arm(settings.kinds, groups)
         elif arm in plain:
             own = [n for n in (f"{ARMS}/{arm}/A", f"{ARMS}/{arm}/B") if n in parts]
-            counts = lora_arms[arm]
-            heads = [n for n in groups if n == "sgd/head" or n.removeprefix("sgd/") in done.head]
-            shared = heads if "head" in counts else []
-            arms[arm] = ArmKernel(
-                parts={"sgd": [*own, *shared]},
-                parameters=sum(counts.values()),
-                by_group=counts,
-                unused=[],
-                rows_share_batches=done.batched,
-                explicit=[],
-                head=shared,
-            )
+            arms[arm] = _plain_arm(own, plain[arm][1], done, groups)
         else:
             prefix = f"{ARMS}/{arm}/"
             place = None if folder is None else below(folder / OTHERS, f"{ARMS}/{arm}")
-            others[arm], other = compute(_attached(model, run), arm, list(grams), place)
+            others[arm], other = captures.of(_attached(model, run), arm, grams, place)
             arms[arm] = other.arm(settings.kinds, [prefix + n for n in others[arm]], prefix)
     return Kernels(
         parts=_joined(parts, others, folder),
@@ -409,8 +392,37 @@ def _compute(
     )
 
 
-def _place(folder: Path | None, name: str) -> Path | None:
-    return None if folder is None else folder / name
+def _plain_arms(
+    settings: KernelSpec, model: PreTrainedModel, runs: Sequence[RunSpec]
+) -> dict[str, tuple[dict[str, Adapted], dict[str, int]]]:
+    """LoRA arms that the base model's capture serves: what they adapt, and their parameters by group."""
+    found: dict[str, tuple[dict[str, Adapted], dict[str, int]]] = {}
+    # The identities for LoRA hold for gradients, not for their signs or projections.
+    if settings.kinds != ["sgd"] or settings.projection:
+        return found
+    for run in runs:
+        if run.adapter.method == adapters.FULL:
+            continue
+        wrapped = _attached(model, run)
+        layers = plain_lora(wrapped)
+        if layers and starts_at(model, layers, wrapped):
+            found[run.adapter.name] = layers, by_group(trainable(wrapped))
+    return found
+
+
+def _plain_arm(own: list[str], counts: dict[str, int], done: Captured, groups: Sequence[str]) -> ArmKernel:
+    """A LoRA arm from the base model's capture, which shares the head's parts with full fine-tuning."""
+    heads = [n for n in groups if n == "sgd/head" or n.removeprefix("sgd/") in done.head]
+    shared = heads if "head" in counts else []
+    return ArmKernel(
+        parts={"sgd": [*own, *shared]},
+        parameters=sum(counts.values()),
+        by_group=counts,
+        unused=[],
+        rows_share_batches=done.batched,
+        explicit=[],
+        head=shared,
+    )
 
 
 def _joined(base: Parts, others: dict[str, Parts], folder: Path | None) -> Parts:

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from foretaste.errors import UserError
-from foretaste.kernels.capture import Inputs, Outputs, Recorder, probe
+from foretaste.kernels.capture import Inputs, Outputs, Recorder
 from foretaste.kernels.gradients import Gradient
 from foretaste.kernels.parameters import trainable
+from foretaste.kernels.probe import probe
 from foretaste.kernels.products import squared_norms
 
 Float = npt.NDArray[np.float64]

@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from foretaste.errors import UserError
-from foretaste.kernels.capture import Inputs, Outputs, Probe, Recorder, probe
+from foretaste.kernels.capture import Inputs, Outputs, Recorder
 from foretaste.kernels.gradients import Gradient, concatenate
 from foretaste.kernels.kernel import Part, Parts, assemble, write
 from foretaste.kernels.parameters import Parameter
+from foretaste.kernels.probe import Probe, probe
 from foretaste.kernels.products import CHUNK_BYTES
 from foretaste.kernels.store import InFolder, InMemory, Store, Unit
 from foretaste.spec import digest

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,35 +13,6 @@ import yaml
 
 from foretaste.experiments.kernel_result import read
 from foretaste.kernels import compute as computing
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    """`cli("kernel", spec)`: the real entry point in this process, with its exit code and both streams."""
-    from foretaste.cli import app, main
-
-    for console in (app.out, app.err):
-        monkeypatch.setattr(console, "_width", 80)  # as in a pipe
-    monkeypatch.setenv("FORETASTE_CACHE", "/nonexistent")
-
-    def run(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["foretaste", *map(str, arguments)])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        out, err = capsys.readouterr()
-        return Ran(code, out, err)
-
-    return run
 
 
 @pytest.fixture
