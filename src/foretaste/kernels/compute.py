@@ -6,6 +6,8 @@ unit of work is one set of parameters and one pair of blocks; what it gives is k
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -256,6 +258,7 @@ def _capture(
             some = rows[start : start + batch]
             outputs, found = recorder.collect(job.inputs.collate(some))
             values[list(some)] = outputs.double().cpu().numpy()
+            _return_freed_memory()
             for parameter in group:
                 gradient = found.get(parameter.name)
                 if gradient is None:
@@ -265,6 +268,24 @@ def _capture(
                 )
     joined: dict[tuple[int, ...], torch.Tensor] = {}
     return {p.name: concatenate(parts.pop(p.name), joined) for p in group}
+
+
+def _return_freed_memory() -> None:
+    """Give what the graph of a batch held back to the system, where the C library can.
+
+    glibc keeps freed memory that lies between tensors that stay, which took a tight budget over its bound.
+    """
+    trim = getattr(_c_library(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _c_library() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):  # Windows has no library of that name
+        return None
 
 
 def _tiles(
