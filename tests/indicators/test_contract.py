@@ -51,7 +51,7 @@ def test_it_says_what_it_is(name: str) -> None:
 @every_world
 @each
 def test_all_that_is_needed_gives_a_number(name: str, here: World) -> None:
-    value(name, here.evidence())
+    assert not math.isnan(value(name, here.evidence()))
 
 
 @every_world
@@ -146,7 +146,7 @@ def test_it_is_nan_where_undefined_and_gives_the_reason(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(UNDEFINED)))
 def test_where_others_are_undefined_it_is_a_number(name: str) -> None:
     for changes in (zero_loss(), {"twin": still_row()}, {"traces": LoraTraces(1.0, 0.0)}):
-        value(name, WORLDS["margin"].evidence(**changes))
+        assert not math.isnan(value(name, WORLDS["margin"].evidence(**changes)))
 
 
 # --- refusals ------------------------------------------------------------------------------------
