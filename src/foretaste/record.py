@@ -131,6 +131,55 @@ class Timings(Part):
     total: float
 
 
+class Interval(Part):
+    """A prediction with the 90 % interval that the mean over a cell's measured seeds should lie in."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Outcome(Part):
+    """Shares of held-out rows, means over the draws of a cell."""
+
+    accuracy: float
+    target_rate: float | None = Field(description="triggered rows of another class, predicted as target")
+    triggered_accuracy: float | None = Field(description="triggered rows, predicted as their own class")
+
+
+class Certified(Part):
+    """The worst case of the kernel model: no set of so many flipped labels does more."""
+
+    flips: int
+    share: float = Field(description="held-out rows that stay right under any so many flips")
+    random: float = Field(description="accuracy under so many random flips, by the same model")
+
+
+class Prediction(Part):
+    """What was predicted for a cell before anything was trained; the same in each of its records."""
+
+    accuracy: Interval
+    target_rate: Interval | None = Field(description="of a backdoor: its ASR")
+    baseline_target_rate: float | None = Field(description="the same rows under the clean prediction")
+    budgets: dict[str, Outcome] = Field(
+        description="as-trained: the spec's optimiser, rate and steps; matched: equal effective budget; "
+        "converged: training without end"
+    )
+    probe: Outcome = Field(description="the head fitted to the poisoned labels, nothing else trained")
+    validity: Literal["valid", "doubtful", "outside"]
+    reasons: list[str] = Field(description="why it is not valid")
+    draws: int = Field(description="poison draws that the means are over")
+    train_rows: int = Field(description="rows that the kernel is of")
+    held_out: int = Field(description="rows that the shares are of; never test rows")
+    held_out_from: str
+    steps: int
+    trainable_parameters: int
+    indicators: dict[str, float | None]
+    certified: list[Certified]
+    reads: list[str] = Field(description="weights and labels that the prediction has read")
+    seconds: float = Field(description="time of the whole prediction of which this is a part")
+
+
 class Record(Part):
     """One finished run, whether it succeeded or not."""
 
@@ -154,6 +203,7 @@ class Record(Part):
     clean: Metrics | None = None
     triggered: dict[str, TriggeredMetrics] = Field(default_factory=dict)
     predictions: str | None = Field(None, description="path of the per-row predictions (Parquet)")
+    prediction: Prediction | None = Field(None, description="of a predicted record")
     notes: list[str] = Field(default_factory=list, description="what a reader should know")
 
     @property
