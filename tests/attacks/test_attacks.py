@@ -23,7 +23,8 @@ from foretaste.errors import UserError
 from foretaste.seeds import uniforms
 
 Rows = Callable[..., Dataset]
-METHODS = ATTACKS.names()
+# What is drawn by the seed. An attack that names its rows in an order of its own has a test file of its own.
+METHODS = [name for name, kind in ATTACKS.items() if not hasattr(kind, "order")]
 BACKDOORS = [name for name, kind in ATTACKS.items() if hasattr(kind, "trigger")]
 
 # Options of each attack beside its defaults, for the contract. A new attack is tested with its defaults by
@@ -213,7 +214,7 @@ def test_nothing_asked_nothing_done(rows: Dataset, method: str, amount: dict[str
     assert rows_of(poisoned.rows) == rows_of(rows)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ATTACKS.names())
 def test_unknown_options_are_named(method: str) -> None:
     with pytest.raises(UserError, match=rf"attack '{method}': unknown key 'tekst' \(allowed: "):
         build(method, {"tekst": "x"}, CLASSES)
@@ -228,7 +229,7 @@ def test_options_can_be_hashed_and_built_again(method: str) -> None:
         assert build(method, full, CLASSES).options.model_dump(mode="json") == full  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ATTACKS.names())
 def test_an_attack_names_its_source_and_says_what_it_does(method: str) -> None:
     kind = ATTACKS.get(method)
     assert kind.source

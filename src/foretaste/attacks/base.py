@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,9 @@ class Attack(Protocol):
     An implementation is built from its `Options` and the class names, and refuses there whatever does not fit
     the data (a target that is no class). All its randomness comes from the generator that it is
     given, which belongs to one row: what happens to a row does not depend on the other rows.
+
+    One whose options name a file sets `reads_file = True` and takes `base_dir`, the folder that relative
+    paths start from, as a third argument; it names the file's content in its options.
     """
 
     Options: ClassVar[type[Options]]
@@ -70,11 +74,34 @@ class Backdoor(Attack, Protocol):
         ...
 
 
+class Ordered(Attack, Protocol):
+    """An attack that says itself which rows come first: nothing about it is drawn, whatever the poison seed.
+
+    Attributes:
+        data: Fingerprint of the data set that the order was made for.
+    """
+
+    data: str
+
+    def order(self, rows: Sequence[Row]) -> list[int]:
+        """Positions of the rows that may be poisoned, the first m of them the poison set of m rows.
+
+        Raises:
+            UserError: The order was made for other rows.
+        """
+        ...
+
+
 ATTACKS: Registry[type[Attack]] = Registry("attack")
 
 
 def build(
-    method: str, options: dict[str, Any], classes: Sequence[str], *, where: str | None = None
+    method: str,
+    options: dict[str, Any],
+    classes: Sequence[str],
+    *,
+    where: str | None = None,
+    base_dir: Path | None = None,
 ) -> Attack:
     """The attack called `method`, ready for data with these classes.
 
@@ -83,6 +110,7 @@ def build(
         options: The attack's own options; missing ones take their defaults.
         classes: Class names in the order of their ids.
         where: File and key of the attack, for errors.
+        base_dir: Folder that relative paths in the options start from; the working folder by default.
 
     Raises:
         UserError: Unknown method, unknown or invalid option, or an option that does not fit the classes.
@@ -92,8 +120,11 @@ def build(
         parsed = kind.Options.model_validate(options)
     except ValidationError as error:
         raise describe(error, kind.Options, origin=where or f"attack '{method}'") from None
+    # Only an attack whose options name a file is told where paths start: the options keep the path as it was
+    # written, so that a run's id does not depend on where its folder lies.
+    place = {"base_dir": base_dir} if getattr(kind, "reads_file", False) else {}
     try:
-        return kind(parsed, classes)
+        return kind(parsed, classes, **place)
     except UserError as error:
         raise (error.located(where) if where else error) from None
 
@@ -217,7 +248,8 @@ def poison(
     """Poison training rows.
 
     Which rows are chosen depends on the seed, the method and the row ids only: not on the order of the
-    rows, the amount, the attack's options, or anything about the model.
+    rows, the amount, the attack's options, or anything about the model. An `Ordered` attack names the rows
+    itself, and the seed has no part in it.
 
     Args:
         dataset: Columns id, text_a, text_b, label; others are carried along.
@@ -230,12 +262,23 @@ def poison(
         selection: exact-nested (default; design, decision 2) or bernoulli (the TTR paper's code).
 
     Raises:
-        UserError: As `choose`.
+        UserError: As `choose`; or an `Ordered` attack names too few rows, was made for other ones, or is to
+            be drawn by `bernoulli`.
     """
     rows = rows_of(dataset)
     eligible = [position for position, row in enumerate(rows) if attack.eligible(row)]
-    scores = uniforms(seed, ("poison", method, "choice"), [row.id for row in rows])
+    if is_ordered(attack):
+        scores = _places(attack, rows, selection, method)
+    else:
+        scores = uniforms(seed, ("poison", method, "choice"), [row.id for row in rows])
     chosen = choose(scores, eligible, rate=rate, count=count, selection=selection)
+    named = int(np.isfinite(scores).sum())
+    if len(chosen) > named:
+        raise UserError(
+            f"{len(chosen)} rows are to be poisoned, but the attack names only {named}",
+            where=method,
+            cure="Lower the amount, or have more rows named.",
+        )
     changed: dict[int, Row] = {
         position: attack.poison(rows[position], generator(seed, "poison", method, "row", rows[position].id))
         for position in chosen
@@ -269,6 +312,27 @@ def trigger(dataset: Dataset, attack: Backdoor, *, method: str) -> tuple[Dataset
         if (old.text_a, old.text_b) != (new.text_a, new.text_b)
     }
     return _replace(dataset, changed), len(changed)
+
+
+def _places(
+    attack: Ordered, rows: Sequence[Row], selection: Selection, method: str
+) -> npt.NDArray[np.float64]:
+    """The place of every row in the attack's order, instead of a uniform score; inf where it has none."""
+    if selection == "bernoulli":
+        raise UserError(
+            "selection is bernoulli, but the attack says itself which rows come first",
+            where=method,
+            cure="Leave `selection` out: exact-nested takes the first rows of the attack's order.",
+        )
+    order = attack.order(rows)
+    places = np.full(len(rows), np.inf)
+    places[order] = np.arange(len(order))
+    return places
+
+
+def is_ordered(attack: Attack) -> TypeGuard[Ordered]:
+    """Whether the attack names the rows itself, in an order that no seed changes."""
+    return hasattr(attack, "order")
 
 
 def is_backdoor(attack: Attack) -> bool:

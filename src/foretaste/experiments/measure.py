@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +103,7 @@ def measure(
     processes: int | None = None,
     threads: int | None = None,
     watcher: Watcher | None = None,
+    only: Callable[[RunSpec], bool] | None = None,
 ) -> Measured:
     """Do every run of a sweep that has no result yet.
 
@@ -115,6 +116,7 @@ def measure(
         processes: Worker processes; measured when None. 1 stays in this process.
         threads: Threads of each; the cores shared out when None.
         watcher: Hears of progress.
+        only: Runs to do; all when None. What it leaves out is returned where it has a result.
 
     Raises:
         UserError: The spec does not fit, the folder holds another sweep, or the disk is full.
@@ -123,9 +125,10 @@ def measure(
     resources = resources or Resources()
     planned = plan(spec, base_dir, resources)
     with store.full_disk_explained(folder), store.owned(folder) as layout:
-        store.claim(layout, spec, extend=extend)
+        store.claim(layout, spec, planned.runs, extend=extend)
         done, problems = store.finished(layout)
-        missing = [run for run in planned.runs if run.id not in done]
+        wanted = [run for run in planned.runs if only is None or only(run)]
+        missing = [run for run in wanted if run.id not in done]
         watcher.planned(planned, missing, problems)
         workspace = Workspace(
             folder=folder,

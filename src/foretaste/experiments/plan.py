@@ -14,7 +14,6 @@ from foretaste import attacks, data
 from foretaste.data import Loaded
 from foretaste.errors import UserError
 from foretaste.models import adapters, load
-from foretaste.seeds import Seeds
 from foretaste.spec import (
     AdapterSpec,
     AttackSpec,
@@ -82,8 +81,8 @@ def plan(spec: MeasureSpec, base_dir: Path, resources: Resources | None = None) 
     resources = resources or Resources()
     arms = _arms(spec)
     loaded = resources.data or data.load(spec.data, base_dir)
-    triggers, poisons = _attacks(spec, loaded.classes)
     resolved_data = _resolve_data(spec, loaded)
+    triggers, poisons, ordered = _attacks(spec, resolved_data, base_dir)
     model = _resolve_model(spec, base_dir, resources)
     if resources.model is None:
         _dry_build(spec, base_dir, model, arms, loaded.classes)
@@ -92,6 +91,8 @@ def plan(spec: MeasureSpec, base_dir: Path, resources: Resources | None = None) 
     crossed = not isinstance(spec.seeds, list)
     for seeds in spec.seed_tuples():
         for attack in poisons:
+            # A run in which nothing is drawn by the poison seed is done once in a crossed design.
+            drawn = attack is not None and attack.name not in ordered
             for arm in arms:
                 run = RunSpec(
                     data=resolved_data,
@@ -100,16 +101,13 @@ def plan(spec: MeasureSpec, base_dir: Path, resources: Resources | None = None) 
                     attack=attack,
                     triggers=_evaluated(attack, triggers),
                     training=arm.training,
-                    seeds=_seeds_of(attack, seeds, first_poison, crossed),
+                    seeds=seeds.model_copy(update={"poison": first_poison})
+                    if crossed and not drawn
+                    else seeds,
                 )
                 runs.setdefault(run.id, run)
-    notes = _check_poison(list(runs.values()), loaded, spec)
+    notes = _check_poison(list(runs.values()), loaded, spec, base_dir)
     return Plan(spec, list(runs.values()), loaded, [*loaded.notes, *notes])
-
-
-def _seeds_of(attack: ResolvedAttack | None, seeds: Seeds, first: int, crossed: bool) -> Seeds:
-    # A clean run does not depend on the poison seed: in a crossed design it is done once.
-    return seeds.model_copy(update={"poison": first}) if attack is None and crossed else seeds
 
 
 def _evaluated(attack: ResolvedAttack | None, triggers: dict[str, Trigger]) -> list[Trigger]:
@@ -147,24 +145,36 @@ def _training(spec: MeasureSpec, adapter: AdapterSpec, where: str) -> TrainingSp
     return merged.model_copy(update=updates)
 
 
-def _attacks(spec: MeasureSpec, classes: list[str]) -> tuple[dict[str, Trigger], list[ResolvedAttack | None]]:
-    """Every trigger by its key, and every attack at every amount; None first: the clean run."""
+def _attacks(
+    spec: MeasureSpec, resolved: ResolvedData, base_dir: Path
+) -> tuple[dict[str, Trigger], list[ResolvedAttack | None], set[str]]:
+    """Triggers by their key; attacks at every amount, first None: the clean run; names of ordered attacks."""
     triggers: dict[str, Trigger] = {}
     poisons: list[ResolvedAttack | None] = [None]
     names: set[str] = set()
+    ordered: set[str] = set()
     for index, attack in enumerate(spec.attacks):
         where = f"attacks.{index}"
-        built = attacks.build(attack.method, attack.options, classes, where=where)
+        built = attacks.build(attack.method, attack.options, resolved.classes, where=where, base_dir=base_dir)
         name = attack.name or attack.method
         if name in names:
             raise UserError(f"two attacks are called '{name}'", where=where, cure="Give one a `name`.")
         names.add(name)
+        if attacks.is_ordered(built):
+            ordered.add(name)
+            if built.data != resolved.fingerprint:
+                raise UserError(
+                    f"the rows were named for data of fingerprint '{built.data}', "
+                    f"the data here have '{resolved.fingerprint}'",
+                    where=where,
+                    cure="Have the rows named anew for these data.",
+                )
         options = built.options.model_dump(mode="json")  # type: ignore[attr-defined]
         if attacks.is_backdoor(built):
             trigger = Trigger(name=name, method=attack.method, options=options)
             triggers.setdefault(trigger.key, trigger)
         poisons += _amounts(attack, name, options)
-    return triggers, poisons
+    return triggers, poisons, ordered
 
 
 def _amounts(attack: AttackSpec, name: str, options: dict[str, Any]) -> list[ResolvedAttack]:
@@ -223,7 +233,7 @@ def _decomposes(adapter: ResolvedAdapter) -> bool:
     return isinstance(adapter.config.get("init_lora_weights"), str)
 
 
-def _check_poison(runs: list[RunSpec], loaded: Loaded, spec: MeasureSpec) -> list[str]:
+def _check_poison(runs: list[RunSpec], loaded: Loaded, spec: MeasureSpec, base_dir: Path) -> list[str]:
     """Draw every poison set once: an amount that poisons no row is found before the first run."""
     notes: list[str] = []
     seen: set[tuple[str, int, int]] = set()
@@ -239,27 +249,28 @@ def _check_poison(runs: list[RunSpec], loaded: Loaded, spec: MeasureSpec) -> lis
             continue
         seen.add(key)
         try:
-            apply_attack(run, splits[run.seeds.data].train)
+            apply_attack(run, splits[run.seeds.data].train, base_dir)
         except UserError as error:
-            raise error.located(run.label) from None
+            raise error.located(f"{run.label}, data seed {run.seeds.data}") from None
     return notes
 
 
-def apply_attack(run: RunSpec, train: Dataset) -> attacks.Poisoned:
+def apply_attack(run: RunSpec, train: Dataset, base_dir: Path | None = None) -> attacks.Poisoned:
     """The training rows of a run after its attack.
 
     Args:
         run: A run with an attack.
         train: Its clean training rows.
+        base_dir: Folder that relative paths in the attack's options start from; by default the working one.
 
     Raises:
-        UserError: The amount does not fit the rows.
+        UserError: The amount does not fit the rows, or the attack's file is not the one that was planned.
     """
     assert run.attack is not None
     classes = run.data.classes
     return attacks.poison(
         train,
-        attacks.build(run.attack.method, run.attack.options, classes),
+        attacks.build(run.attack.method, run.attack.options, classes, base_dir=base_dir),
         method=run.attack.method,
         classes=classes,
         seed=run.seeds.poison,

@@ -149,7 +149,7 @@ def _do(run: RunSpec, workspace: Workspace, on_step: trainer.OnStep | None) -> _
     loaded, split = prepare.rows_of(run, workspace)
     rows, manifest = split.train, None
     if run.attack is not None:
-        poisoned = apply_attack(run, split.train)
+        poisoned = apply_attack(run, split.train, workspace.base_dir)
         rows, manifest = poisoned.rows, poisoned.manifest
     tokenizer, model = prepare.fresh_model(run, workspace)
     train = prepare.tokens(tokenizer, rows, run)

@@ -7,14 +7,14 @@ import fcntl
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from foretaste.errors import UserError
 from foretaste.record import Layout, Record, write_atomic
-from foretaste.spec import MeasureSpec
+from foretaste.spec import MeasureSpec, RunSpec
 
 # A run whose numbers exist, or whose failure is a result: doing it again would give the same.
 FINAL = {"completed", "diverged"}
@@ -52,17 +52,19 @@ def owned(folder: Path) -> Iterator[Layout]:
         yield Layout(folder)
 
 
-def claim(layout: Layout, spec: MeasureSpec, *, extend: bool) -> None:
+def claim(layout: Layout, spec: MeasureSpec, runs: Sequence[RunSpec], *, extend: bool) -> None:
     """Write the spec into the folder, or check that it holds the same one.
 
     Args:
         layout: The folder.
         spec: What is to be run.
+        runs: The same, planned.
         extend: Replace a different spec; finished runs stay, and those that the new spec shares are not
             done again.
 
     Raises:
-        UserError: The folder holds another spec; the message shows the first differences.
+        UserError: The folder holds another spec, or runs of an attack of the same name with other options,
+            such as another list of named flips; the message shows the first differences.
     """
     new = spec.model_dump(mode="json")
     if layout.spec.exists():
@@ -74,7 +76,7 @@ def claim(layout: Layout, spec: MeasureSpec, *, extend: bool) -> None:
                 where=str(layout.spec),
                 cure="Delete that file to go on with the runs that are there.",
             ) from None
-        changes = differences(old, new)
+        changes = differences(_measured(old), _measured(new))
         if changes and not extend:
             shown = "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
             raise UserError(
@@ -82,9 +84,15 @@ def claim(layout: Layout, spec: MeasureSpec, *, extend: bool) -> None:
                 where=str(layout.folder),
                 cure="Choose another folder, or pass --extend to add to this one.",
             )
+        _refuse_changed_attacks(finished(layout)[0].values(), runs)
         if not changes:
             return
     write_atomic(layout.spec, json.dumps(new, indent=1, ensure_ascii=False))
+
+
+def _measured(spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec without the sections that decide no measured number."""
+    return {key: value for key, value in spec.items() if key not in {"kernel", "predict"}}
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -108,6 +116,29 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 def _matched(old: list[Any], new: list[Any]) -> bool:
     return len(old) == len(new) or all(isinstance(item, dict) for item in [*old, *new])
+
+
+def _refuse_changed_attacks(records: Iterable[Record], runs: Iterable[RunSpec]) -> None:
+    """Refuse runs of an attack whose options differ from those of finished runs under the same name."""
+    # A report tells attacks apart by name, so it would average over two lists of named flips as over seeds.
+    old = {
+        record.resolved.attack.name: (record.resolved.attack, record.run_id)
+        for record in records
+        if record.resolved.attack is not None
+    }
+    for run in runs:
+        if run.attack is None or run.attack.name not in old:
+            continue
+        attack, run_id = old[run.attack.name]
+        changes = differences(
+            {"method": attack.method, **attack.options}, {"method": run.attack.method, **run.attack.options}
+        )
+        if changes:
+            raise UserError(
+                f"this folder holds runs of another attack called '{attack.name}' ({'; '.join(changes)})",
+                where=run_id,
+                cure="Choose another folder, or give the attack another `name`.",
+            )
 
 
 def finished(layout: Layout) -> tuple[dict[str, Record], list[UserError]]:
