@@ -21,11 +21,12 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "registry", "seeds"),
     ("spec", "specfile", "record", "assets", "wheels", "locks"),
     ("theory", "data", "statistics"),
-    ("attacks", "models"),
+    ("attacks", "models", "calibration"),
     ("kernels", "training"),
-    ("indicators",),
+    ("indicators", "prediction"),
     ("experiments", "report"),
-    ("presets", "api"),
+    ("presets", "notebook"),
+    ("api",),
     ("cli",),
 )
 ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 from foretaste.errors import UserError
 
 if TYPE_CHECKING:
-    from foretaste.api import kernel, measure, poison
+    from foretaste.api import audit, kernel, measure, poison, predict
     from foretaste.report import report
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "kernel", "measure", "poison", "report"]
+__all__ = ["UserError", "__version__", "audit", "kernel", "measure", "poison", "predict", "report"]
 
 
 def __getattr__(name: str) -> Any:
     # Loaded on first use: torch and altair take seconds, and reporting needs no torch.
-    if name in {"kernel", "measure", "poison"}:
+    if name in {"audit", "kernel", "measure", "poison", "predict"}:
         from foretaste import api
 
         return getattr(api, name)

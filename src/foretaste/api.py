@@ -1,11 +1,11 @@
-"""foretaste from Python: poison a data set, measure a sweep, compute a kernel."""
+"""foretaste from Python: poison a data set, predict, measure or audit a sweep, compute a kernel."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from foretaste.attacks import Poisoned
     from foretaste.experiments.kernel_result import Kernels
     from foretaste.experiments.measure import Measured, Watcher
+    from foretaste.experiments.plan import Resources
+    from foretaste.notebook import Foretold
 
 MEMORY = "memory"
 """What `data.source` and `model.base` say when the caller hands over objects."""
@@ -179,8 +181,136 @@ def measure(
     Raises:
         UserError: Something does not fit; nothing was trained.
     """
-    from foretaste import data
     from foretaste.experiments.measure import measure as run
+
+    full, base_dir, resources = _request(spec, train, test, model, tokenizer, adapters, attacks, fields)
+    return run(
+        full,
+        _place(folder),
+        base_dir=base_dir,
+        resources=resources,
+        extend=extend,
+        processes=processes,
+        threads=threads,
+        watcher=watcher,
+    )
+
+
+def predict(
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    train: Dataset | None = None,
+    test: Dataset | None = None,
+    *,
+    adapters: Sequence[str | Mapping[str, Any] | AdapterSpec | peft.PeftConfig] | None = None,
+    attacks: Sequence[Mapping[str, Any] | AttackSpec] | None = None,
+    spec: MeasureSpec | Mapping[str, Any] | str | Path | None = None,
+    folder: str | Path | None = None,
+    on_progress: Callable[[str, float], None] | None = None,
+    **fields: Any,
+) -> Foretold:
+    """How each adapter will stand up to each attack, before anything is trained.
+
+    Args:
+        model: A sequence classifier in memory, instead of `model.base` of a spec; it is not changed.
+        tokenizer: Its tokenizer.
+        train: Training rows in memory, instead of `data.source`. Shares are predicted on rows held out of it.
+        test: Test rows; only their number is used.
+        adapters: As in `measure`.
+        attacks: As in `measure`.
+        spec: As in `measure`; arguments replace what it says.
+        folder: Where the records go; a new temporary folder by default (it is in the result).
+        on_progress: Called with what is being done and the share of it that is done.
+        **fields: Other keys of the spec (`training`, `seeds`, `predict`, ...).
+
+    Returns:
+        `.table()`, `.figure()` and `.advice`; a notebook shows it as a table.
+
+    Raises:
+        UserError: Something does not fit.
+    """
+    from foretaste.experiments.predict import predict as run
+    from foretaste.notebook import Foretold
+
+    full, base_dir, resources = _request(spec, train, test, model, tokenizer, adapters, attacks, fields)
+    place = _place(folder)
+    found = run(full, place, base_dir=base_dir, resources=resources, on_progress=on_progress)
+    return Foretold(place, found.records, [], found.notes)
+
+
+def audit(
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    train: Dataset | None = None,
+    test: Dataset | None = None,
+    *,
+    adapters: Sequence[str | Mapping[str, Any] | AdapterSpec | peft.PeftConfig] | None = None,
+    attacks: Sequence[Mapping[str, Any] | AttackSpec] | None = None,
+    spec: MeasureSpec | Mapping[str, Any] | str | Path | None = None,
+    part: Literal["none", "corners", "all"] = "corners",
+    folder: str | Path | None = None,
+    extend: bool = False,
+    processes: int | None = None,
+    threads: int | None = None,
+    watcher: Watcher | None = None,
+    on_progress: Callable[[str, float], None] | None = None,
+    **fields: Any,
+) -> Foretold:
+    """Predict, measure a part of it by real training, and recommend an adapter.
+
+    Args:
+        model: As in `predict`.
+        tokenizer: As in `predict`.
+        train: As in `predict`.
+        test: Rows that trained models are tested on; without them a part of `train` is set aside.
+        adapters: As in `measure`.
+        attacks: As in `measure`.
+        spec: As in `measure`.
+        part: What is measured. `corners`: every arm clean and under the largest amount of each attack.
+        folder: As in `measure`; finished runs in it are not done again.
+        extend: As in `measure`.
+        processes: As in `measure`.
+        threads: As in `measure`.
+        watcher: Hears of the measuring.
+        on_progress: Hears of the predicting.
+        **fields: Other keys of the spec.
+
+    Raises:
+        UserError: Something does not fit.
+    """
+    from foretaste.experiments.audit import audit as run
+    from foretaste.notebook import Foretold
+
+    full, base_dir, resources = _request(spec, train, test, model, tokenizer, adapters, attacks, fields)
+    place = _place(folder)
+    found = run(
+        full,
+        place,
+        base_dir=base_dir,
+        part=part,
+        resources=resources,
+        extend=extend,
+        processes=processes,
+        threads=threads,
+        watcher=None if watcher is None else lambda: watcher,
+        on_progress=on_progress,
+    )
+    measured = found.measured.records if found.measured else []
+    return Foretold(place, found.predicted.records, measured, found.predicted.notes)
+
+
+def _request(
+    spec: MeasureSpec | Mapping[str, Any] | str | Path | None,
+    train: Dataset | None,
+    test: Dataset | None,
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    adapters: Sequence[str | Mapping[str, Any] | AdapterSpec | peft.PeftConfig] | None,
+    attacks: Sequence[Mapping[str, Any] | AttackSpec] | None,
+    fields: Mapping[str, Any],
+) -> tuple[MeasureSpec, Path, Resources]:
+    """The spec that arguments and a given spec make together, its folder, and what is in memory."""
+    from foretaste import data
     from foretaste.experiments.plan import Resources
 
     if (model is None) != (tokenizer is None):
@@ -204,17 +334,11 @@ def measure(
     loaded = None
     if train is not None:
         loaded = data.from_dataset(train, test, columns=full.data.columns, labels=full.data.labels)
-    place = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="foretaste-"))
-    return run(
-        full,
-        place,
-        base_dir=base_dir,
-        resources=Resources(loaded, model, tokenizer),
-        extend=extend,
-        processes=processes,
-        threads=threads,
-        watcher=watcher,
-    )
+    return full, base_dir, Resources(loaded, model, tokenizer)
+
+
+def _place(folder: str | Path | None) -> Path:
+    return Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="foretaste-"))
 
 
 def kernel(
@@ -339,4 +463,4 @@ def _adapter(arm: str | Mapping[str, Any] | AdapterSpec | peft.PeftConfig) -> di
     return from_peft(arm).model_dump(exclude_unset=True)
 
 
-__all__ = ["kernel", "measure", "poison", "poison_file"]
+__all__ = ["audit", "kernel", "measure", "poison", "poison_file", "predict"]

@@ -237,6 +237,26 @@ class KernelSpec(Strict):
         return self
 
 
+class PredictSpec(Strict):
+    """How a prediction is made, from the rows of the first seed; see docs/prediction.md."""
+
+    train_rows: Annotated[int, Field(ge=16)] = Field(
+        512, description="rows between which kernels are computed: the first training rows, or all if fewer"
+    )
+    held_out: Annotated[int, Field(ge=16)] = Field(
+        256,
+        description="rows that shares are predicted on: training rows that the draw leaves out, "
+        "or else a fifth of those drawn; never test rows",
+    )
+    references: PositiveInt = Field(
+        3,
+        description="amounts of label flips at which gradients are captured anew, with the head fitted there",
+    )
+    entries: PositiveInt = Field(
+        131_072, description="entries that are kept of a row's gradient, of each arm and part"
+    )
+
+
 class MeasureSpec(Strict):
     """A sweep: adapters x attacks x amounts x seeds on one data set and one base model."""
 
@@ -249,6 +269,7 @@ class MeasureSpec(Strict):
     attacks: list[AttackSpec] = Field(default_factory=list)
     training: TrainingSpec = TrainingSpec()
     kernel: KernelSpec = Field(KernelSpec(), description="for `foretaste kernel`")
+    predict: PredictSpec = Field(PredictSpec(), description="for `foretaste predict`")
     seeds: list[Seed] | SeedGrid = Field(
         default=[0, 1, 2], description="numbers used for all four streams, or lists to cross"
     )

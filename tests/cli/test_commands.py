@@ -20,8 +20,11 @@ from foretaste.cli import listing
 from foretaste.record import read_manifest
 
 COMMANDS = [
+    ["audit"],
+    ["predict"],
     ["measure"],
     ["kernel"],
+    ["calibrate"],
     ["report"],
     ["poison"],
     ["list"],

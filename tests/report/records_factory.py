@@ -11,14 +11,18 @@ import numpy as np
 import pandas as pd
 
 from foretaste.record import (
+    Certified,
     ClassMetrics,
     InitCheck,
+    Interval,
     Layout,
     Machine,
     Manifest,
     ManifestRow,
     Metrics,
+    Outcome,
     Poison,
+    Prediction,
     Record,
     Timings,
     Training,
@@ -132,6 +136,82 @@ class Sweep:
         if predictions and done:
             self._write_predictions(run, numbers["accuracy"], rng)
         return record
+
+    def predict(
+        self,
+        arm: str = "full",
+        attack: str | None = None,
+        *,
+        rate: float | None = None,
+        count: int | None = None,
+        seeds: Iterable[int] = (0,),
+        accuracy: float = 0.8,
+        asr: float | None = None,
+        flip: float = 0.1,
+        half: float = 0.05,
+        probe: float = 0.75,
+        validity: str = "valid",
+        reasons: Iterable[str] = (),
+        indicators: Mapping[str, float | None] | None = None,
+        notes: Iterable[str] = (),
+    ) -> list[Record]:
+        """Write the predicted records of one cell, one a seed; they lie in the folder's `predicted/`."""
+        backdoor = attack is not None and METHODS[attack] is not None
+        rise = asr if asr is not None else (0.6 if backdoor else None)
+        outcome = Outcome(accuracy=accuracy, target_rate=rise, triggered_accuracy=None)
+        prediction = Prediction.model_validate(
+            {
+                "accuracy": Interval(mean=accuracy, low=accuracy - half, high=accuracy + half),
+                "target_rate": Interval(mean=rise, low=rise - half, high=rise + half)
+                if rise is not None
+                else None,
+                "baseline_target_rate": flip if backdoor else None,
+                "budgets": {"as-trained": outcome, "converged": outcome},
+                "probe": Outcome(accuracy=probe, target_rate=rise, triggered_accuracy=None),
+                "validity": validity,
+                "reasons": list(reasons),
+                "draws": 3,
+                "train_rows": 256,
+                "held_out": 128,
+                "held_out_from": "train",
+                "steps": 180,
+                "trainable_parameters": 22_700_000 if arm == "full" else 150_000,
+                "indicators": dict(
+                    indicators or {"trace_ratio": 1.0 if arm == "full" else 0.1, "m_prime": None}
+                ),
+                "certified": [
+                    Certified(flips=n, share=accuracy - 0.01 * n, random=accuracy - 0.001 * n)
+                    for n in (1, 5, 20)
+                ],
+                "reads": ["base weights", "training labels as given"],
+                "seconds": 12.0,
+            }
+        )
+        records = []
+        for seed in seeds:
+            run = self._run(arm, attack, rate, count, Seeds.all(seed))
+            record = Record.model_validate(
+                {
+                    "kind": "predicted",
+                    "run_id": run.id,
+                    "sweep": "synthetic",
+                    "request": self.request(),
+                    "resolved": run,
+                    "status": "completed",
+                    "reason": None,
+                    "started": "2026-01-02T03:04:05+00:00",
+                    "versions": {"foretaste": "0.1.0", "torch": "2.9.0", "python": "3.11.9"},
+                    "commit": "0123456789abcdef",
+                    "dirty": False,
+                    "machine": Machine(device="cpu", threads=2, processes=1, system="Linux", cpu="Test CPU"),
+                    "clean": self._metrics(accuracy, collapsed=False),
+                    "prediction": prediction,
+                    "notes": list(notes),
+                }
+            )
+            write_atomic(Layout(self.layout.folder / "predicted").record(run.id), record.model_dump_json())
+            records.append(record)
+        return records
 
     def fill(self, arms: Iterable[str], amounts: Iterable[float], seeds: Iterable[int]) -> None:
         """The whole grid of arms, attacks, rates and seeds, with rate 0 as the clean run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -122,6 +122,88 @@ def measure(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: `foretaste predict quickstart -o runs/quickstart`")
+def predict(
+    spec: Spec,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder of the sweep; runs/NAME by default.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Predict every cell of SPEC from the untrained model and the training data; no run is done."""
+    from foretaste.cli import display, foretold
+    from foretaste.experiments.predict import predict as run
+
+    content, base_dir = read_spec(spec)
+    folder = output or Path("runs") / content.name
+    display.pull_assets([content.model.base, content.data.source], err)
+    with display.kernel_progress(err, quiet=json_output) as on_progress:
+        found = run(content, folder, base_dir=base_dir, on_progress=on_progress)
+    if json_output:
+        print_json(foretold.summary(folder, found.seconds, found.notes))
+    else:
+        foretold.show(folder, found.seconds, found.notes, out)
+
+
+@app.command(epilog="Example: `foretaste audit quickstart -o runs/quickstart`")
+def audit(
+    spec: Spec,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder of the sweep; runs/NAME by default.")
+    ] = None,
+    measure: Annotated[
+        str,
+        typer.Option(
+            help="What is measured by real training: none, corners (every arm clean and under the largest "
+            "amount of each attack) or all."
+        ),
+    ] = "corners",
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add to a folder that holds a different spec.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes; measured by default.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each process.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Predict SPEC, measure a part of it, and recommend an adapter: one page."""
+    from typing import get_args
+
+    from foretaste.cli import display, foretold
+    from foretaste.experiments import audit as experiment
+    from foretaste.report import report as make
+
+    if measure not in get_args(experiment.Part):
+        raise unknown("part to measure", measure, get_args(experiment.Part), where="--measure")
+    content, base_dir = read_spec(spec)
+    folder = output or Path("runs") / content.name
+    display.pull_assets([content.model.base, content.data.source], err)
+    with foretold.AuditDisplay(err, quiet=json_output) as shown:
+        found = experiment.audit(
+            content,
+            folder,
+            base_dir=base_dir,
+            part=cast("experiment.Part", measure),
+            extend=extend,
+            processes=processes,
+            threads=threads,
+            watcher=shown.measuring,
+            on_progress=shown.predicting,
+        )
+    with err.status("Drawing ...") if not json_output else _nothing():
+        page = make([folder])
+    if json_output:
+        summary = foretold.summary(folder, found.predicted.seconds, found.predicted.notes)
+        statuses = found.measured.statuses if found.measured else {}
+        print_json({**summary, "page": str(page), "statuses": statuses})
+    else:
+        foretold.show(folder, found.predicted.seconds, found.predicted.notes, out)
+        out.print(f"Page: [bold]{_escape(str(page))}[/]", soft_wrap=True)
+    if found.measured and any(record.status != "completed" for record in found.measured.records):
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: `foretaste kernel quickstart -o runs/kernel`")
 def kernel(
     spec: Spec,
@@ -151,6 +233,29 @@ def kernel(
         print_json({"folder": str(folder), "seconds": result.seconds, "arms": summary})
     else:
         display.show_kernels(result, summary, out)
+
+
+@app.command(epilog="Example: `foretaste calibrate runs/audit -o calibration.json`")
+def calibrate(
+    folders: Annotated[list[Path], typer.Argument(help="Folders with predicted and measured runs.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE.json", help="Also write the result here.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Hold predictions against measured runs and against naive predictors, and say which arm to use."""
+    from foretaste.calibration import calibrate as compute
+    from foretaste.cli import calibrate as display
+
+    result = compute(folders)
+    if output is not None:
+        display.write(result, output)
+    if json_output:
+        print_json(result.to_json())
+    else:
+        display.show(result, out)
+        if output is not None:
+            out.print(f"Result: [bold]{_escape(str(output))}[/]", soft_wrap=True)
 
 
 @app.command(epilog="Example: `foretaste report runs/quickstart`")

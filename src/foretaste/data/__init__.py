@@ -4,7 +4,7 @@ from foretaste.data.dataset import COLUMNS, FEATURES, Loaded, columns_of, finger
 from foretaste.data.files import RowsFile, read_rows, write_rows
 from foretaste.data.mapping import from_dataset
 from foretaste.data.sources import SOURCES, Source, find, load
-from foretaste.data.splits import Split, draw
+from foretaste.data.splits import Split, draw, spare
 
 __all__ = [
     "COLUMNS",
@@ -22,6 +22,7 @@ __all__ = [
     "load",
     "make",
     "read_rows",
+    "spare",
     "take",
     "validate",
     "write_rows",

@@ -68,6 +68,20 @@ def draw(loaded: Loaded, spec: DataSpec, seed: int) -> Split:
     return drawn
 
 
+def spare(loaded: Loaded, spec: DataSpec, seed: int, count: int) -> Dataset:
+    """Training rows that a draw leaves out: the next ones in its order, at most `count`, maybe none.
+
+    Args:
+        loaded: The whole data set.
+        spec: As for `draw`.
+        seed: The data seed.
+        count: Rows that are wanted.
+    """
+    train = loaded.train if loaded.test is not None else _carve(loaded.train, spec.test_fraction)[0]
+    taken = len(train) if spec.train_rows is None else spec.train_rows
+    return take(train, _order(train, seed, "data")[taken : taken + count])
+
+
 def _order(rows: Dataset, seed: int, stream: str) -> list[int]:
     """Row numbers by growing uniform number."""
     ids = columns_of(rows, ["id"])["id"]

@@ -375,7 +375,7 @@ def _compute(
         else:
             prefix = f"{ARMS}/{arm}/"
             place = None if folder is None else below(folder / OTHERS, f"{ARMS}/{arm}")
-            others[arm], other = captures.of(_attached(model, run), arm, grams, place)
+            others[arm], other = captures.of(attached(model, run), arm, grams, place)
             arms[arm] = other.arm(settings.kinds, [prefix + n for n in others[arm]], prefix)
     return Kernels(
         parts=_joined(parts, others, folder),
@@ -403,7 +403,7 @@ def _plain_arms(
     for run in runs:
         if run.adapter.method == adapters.FULL:
             continue
-        wrapped = _attached(model, run)
+        wrapped = attached(model, run)
         layers = plain_lora(wrapped)
         if layers and starts_at(model, layers, wrapped):
             found[run.adapter.name] = layers, by_group(trainable(wrapped))
@@ -435,7 +435,7 @@ def _joined(base: Parts, others: dict[str, Parts], folder: Path | None) -> Parts
     return Parts(together)
 
 
-def _attached(model: PreTrainedModel, run: RunSpec) -> nn.Module:
+def attached(model: PreTrainedModel, run: RunSpec) -> nn.Module:
     """A copy of the model with the arm's adapter, in evaluation mode."""
     wrapped, _ = adapters.attach(
         copy.deepcopy(model),

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from foretaste.record import write_atomic
-from foretaste.report import contents, page, tables
+from foretaste.report import calibrated_tables, contents, page, tables
 from foretaste.report.cells import Frames, build, runs_table
 from foretaste.report.figures import FIGURES, Figure
 from foretaste.report.figures import theme as _theme
@@ -47,9 +47,12 @@ def report(
     say("computing statistics")
     frames = build(loaded)
     say("writing tables")
-    for table in (*contents.file_tables(frames), variance_table(frames)):
+    foretold = calibrated_tables.all_tables(frames)
+    for table in (*contents.file_tables(frames), variance_table(frames), *foretold):
         tables.save(table, target / "tables")
     tables.save_raw(frames.values, "values", target / "tables")
+    if len(frames.certified):
+        tables.save_raw(frames.certified, "certified", target / "tables")
     say("drawing figures")
     figures = page.specs(frames)
     index = target / "index.html"

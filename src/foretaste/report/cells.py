@@ -16,6 +16,7 @@ import pandas as pd
 
 from foretaste import statistics
 from foretaste.record import Record
+from foretaste.report.calibrated import foretold
 from foretaste.report.load import Folder
 from foretaste.report.metrics import METRICS
 from foretaste.report.observations import CLEAN, Observation, observe
@@ -42,6 +43,12 @@ class Frames:
         mcnemar: One row a pair of runs and set of test rows.
         losses: One row a point of a loss curve.
         problems: What could not be read on the way.
+        predicted: One row a predicted cell, with what was measured there; this and the next four are empty
+            without predictions.
+        certified: One row an arm and number of flipped labels.
+        front: One row an arm of a task, with its quantities and standing.
+        scores: One row a predictor or indicator, target and set of cells.
+        gains: One row a naive predictor, target and set of cells.
     """
 
     runs: pd.DataFrame
@@ -51,6 +58,11 @@ class Frames:
     pairs: pd.DataFrame
     mcnemar: pd.DataFrame
     losses: pd.DataFrame
+    predicted: pd.DataFrame
+    certified: pd.DataFrame
+    front: pd.DataFrame
+    scores: pd.DataFrame
+    gains: pd.DataFrame
     problems: list[str]
 
 
@@ -73,6 +85,7 @@ def build(folders: Sequence[Folder]) -> Frames:
         mcnemar=frame_of([vars(row) for row in tests], McNemarRow),
         losses=_losses(folders),
         problems=problems,
+        **vars(foretold(folders)),
     )
 
 

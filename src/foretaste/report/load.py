@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from foretaste.calibration.cells import PREDICTED
 from foretaste.errors import UserError
 from foretaste.record import Layout, Manifest, Record, read_manifest
 
@@ -19,8 +20,10 @@ class Folder:
 
     Attributes:
         name: Short name, unique among the folders of one report.
+        records: Measured records; empty in a folder that was only predicted.
         spec: The user's spec, or None when the folder keeps none.
         problems: One line for every file that could not be read. Reading manifests adds to it.
+        predicted: Records from the folder's `predicted/`.
     """
 
     name: str
@@ -28,6 +31,12 @@ class Folder:
     records: tuple[Record, ...]
     spec: dict[str, Any] | None
     problems: list[str] = field(default_factory=list)
+    predicted: tuple[Record, ...] = ()
+
+    @property
+    def told(self) -> tuple[Record, ...]:
+        """The measured records, or where there are none the predicted ones: what the page's head is about."""
+        return self.records or self.predicted
 
     @property
     def path(self) -> Path:
@@ -73,7 +82,9 @@ def _load(path: Path, name: str) -> Folder:
         )
     layout = Layout(path)
     records, problems = layout.read()
-    if not records:
+    predicted, more = Layout(path / PREDICTED).read()
+    problems += more
+    if not records and not predicted:
         detail = (
             f"; {len(problems)} file(s) there could not be read, first: {problems[0]}" if problems else ""
         )
@@ -83,7 +94,8 @@ def _load(path: Path, name: str) -> Folder:
             cure="Name the folder that `foretaste measure` wrote.",
         )
     lines = [str(problem) for problem in problems]
-    return Folder(name, layout, tuple(records), _read_spec(layout.spec, lines), lines)
+    spec = _read_spec(layout.spec, lines)
+    return Folder(name, layout, tuple(records), spec, lines, tuple(predicted))
 
 
 def _read_spec(path: Path, problems: list[str]) -> dict[str, Any] | None:

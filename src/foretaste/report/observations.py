@@ -6,16 +6,26 @@ one attack, and holds a value, or the reason for its absence, for every metric.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from foretaste.calibration.places import (
+    CLEAN,
+    Amount,
+    arm_order,
+    clean_runs,
+    clean_seed,
+    data_name,
+    natural,
+    partner_key,
+    trigger_key,
+)
 from foretaste.record import Record, TriggeredMetrics
 from foretaste.report.load import Folder
 from foretaste.report.metrics import METRICS
-from foretaste.spec import ResolvedAttack, canonical_json
 
-CLEAN = "clean"
+__all__ = ["CLEAN", "Amount", "Observation", "Value", "arm_order", "observe"]
+
 NO_PARTNER = "no completed clean run with the same seeds"
 
 
@@ -25,28 +35,6 @@ class Value:
 
     number: float | None
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class Amount:
-    """How much poison was asked for: a rate, or a number of rows; both None is the clean run."""
-
-    rate: float | None
-    count: int | None
-
-    @property
-    def label(self) -> str:
-        """How it reads: "clean", "0.15 %" or "12 rows"."""
-        if self.rate is not None:
-            return f"{self.rate * 100:.4g} %"
-        if self.count is not None:
-            return "1 row" if self.count == 1 else f"{self.count} rows"
-        return CLEAN
-
-    @property
-    def order(self) -> tuple[float, float]:
-        """Sorts the clean run first, then rates, then counts."""
-        return (-1.0 if self.rate is None and self.count is None else self.rate or 0.0, self.count or 0)
 
 
 @dataclass(frozen=True)
@@ -80,8 +68,7 @@ class Observation:
     @property
     def data(self) -> str:
         """Data source as the user named it."""
-        request = self.record.resolved.data.request
-        return f"{request.source}/{request.config}" if request.config else request.source
+        return data_name(self.record)
 
     @property
     def arm(self) -> str:
@@ -150,27 +137,17 @@ def observe(folders: Iterable[Folder]) -> list[Observation]:
     found: list[Observation] = []
     for folder in folders:
         measured = [record for record in folder.records if record.kind == "measured"]
-        clean = _clean_runs(measured)
+        clean = clean_runs(measured)
         attacks = _attacks(measured)
         for record in measured:
             if record.resolved.attack is not None:
                 found.append(_poisoned(folder, record, clean))
         found += [
-            Observation(folder, record, attack, Amount(None, None), _clean_seed(record), key, record)
+            Observation(folder, record, attack, Amount(None, None), clean_seed(record), key, record)
             for record in clean.values()
             for attack, key in attacks.items()
         ]
     return sorted(found, key=_order)
-
-
-def natural(text: str) -> list[tuple[int, str]]:
-    """A sort key under which "r8" comes before "r64"."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", text)]
-
-
-def arm_order(arms: Iterable[str]) -> list[str]:
-    """Full fine-tuning first, then by name with numbers in their order."""
-    return sorted(set(arms), key=lambda arm: (arm != "full", natural(arm)))
 
 
 def _order(item: Observation) -> tuple[object, ...]:
@@ -188,20 +165,9 @@ def _poisoned(folder: Folder, record: Record, clean: dict[str, Record]) -> Obser
         attack=attack.name,
         amount=Amount(attack.rate, attack.count),
         seed=record.resolved.seeds.label(),
-        trigger=_trigger(record, attack),
-        partner=clean.get(_partner_key(record)),
+        trigger=trigger_key(record, attack),
+        partner=clean.get(partner_key(record)),
     )
-
-
-def _trigger(record: Record, attack: ResolvedAttack) -> str | None:
-    """Key of the trigger that belongs to the run's own attack."""
-    named = [trigger for trigger in record.resolved.triggers if trigger.name == attack.name]
-    same = [trigger for trigger in record.resolved.triggers if trigger.method == attack.method]
-    for candidates in (named, same):
-        if len(candidates) == 1:
-            return candidates[0].key
-    exact = [trigger for trigger in named or same if trigger.options == attack.options]
-    return exact[0].key if exact else None
 
 
 def _attacks(records: list[Record]) -> dict[str, str | None]:
@@ -209,42 +175,10 @@ def _attacks(records: list[Record]) -> dict[str, str | None]:
     attacks: dict[str, str | None] = {}
     for record in records:
         if record.resolved.attack is not None:
-            attacks.setdefault(record.resolved.attack.name, _trigger(record, record.resolved.attack))
+            attacks.setdefault(record.resolved.attack.name, trigger_key(record, record.resolved.attack))
     if not attacks:
         attacks = {trigger.name: trigger.key for record in records for trigger in record.resolved.triggers}
     return attacks or {CLEAN: None}
-
-
-def _clean_runs(records: list[Record]) -> dict[str, Record]:
-    """Clean runs by partner key; a completed one wins over a failed one of the same key."""
-    clean: dict[str, Record] = {}
-    for record in records:
-        if record.resolved.attack is None:
-            key = _partner_key(record)
-            if key not in clean or clean[key].status != "completed":
-                clean[key] = record
-    return clean
-
-
-def _partner_key(record: Record) -> str:
-    """What a poisoned run and its clean partner share: everything but the attack and the poison seed."""
-    run = record.resolved
-    return canonical_json(
-        {
-            "data": run.data.fingerprint,
-            "model": run.model.fingerprint,
-            "arm": run.adapter.name,
-            "training": run.training.model_dump(mode="json"),
-            "seeds": [run.seeds.data, run.seeds.init, run.seeds.order],
-        }
-    )
-
-
-def _clean_seed(record: Record) -> str:
-    """Label of a clean run's seeds, in which the poison seed has no part."""
-    seeds = record.resolved.seeds
-    parts = (seeds.data, seeds.init, seeds.order)
-    return str(parts[0]) if len(set(parts)) == 1 else f"{seeds.data}.–.{seeds.init}.{seeds.order}"
 
 
 def _rate(triggered: TriggeredMetrics | None) -> Value:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from foretaste.report import contents, provenance, tables, verdict
+from foretaste.report import calibrated, calibrated_tables, contents, provenance, tables, verdict
 from foretaste.report.cells import Frames
-from foretaste.report.figures import FIGURES, Over
+from foretaste.report.figures import FIGURES, Figure, Over
 from foretaste.report.figures.axes import arms_of
+from foretaste.report.figures.base import Section
 from foretaste.report.figures.theme import DARK_ARMS, LIGHT_ARMS, VEGA_LITE, theme
 from foretaste.report.load import Folder
 from foretaste.report.metrics import DEFINITIONS, percent
@@ -28,7 +29,12 @@ ORDER = (
     "paired_difference",
     "per_seed",
     "loss_curves",
+    "predicted_against_measured",
+    "certified_accuracy",
+    "pareto",
 )
+# Without a measured run these still draw what was predicted; the others would be placeholders.
+OF_PREDICTIONS = ("asr_over_rate", "accuracy_over_rate")
 
 
 def specs(frames: Frames) -> dict[str, dict[Over, dict[str, Any]]]:
@@ -47,8 +53,9 @@ def specs(frames: Frames) -> dict[str, dict[Over, dict[str, Any]]]:
 
 
 def usual_amount(frames: Frames) -> Over:
-    """What most poisoned runs were asked for: a rate or a count."""
-    poisoned = frames.runs[frames.runs["attack"] != "clean"]
+    """What most poisoned runs, or where there are none predicted cells, were asked for: a rate or a count."""
+    asked = frames.runs if len(frames.runs) else frames.predicted
+    poisoned = asked[asked["attack"] != "clean"]
     return "count" if poisoned["requested_count"].notna().sum() > len(poisoned) / 2 else "rate"
 
 
@@ -71,7 +78,8 @@ def render(folders: Sequence[Folder], frames: Frames, figures: dict[str, dict[Ov
         "inputs": provenance.inputs(folders),
         "period": provenance.period(folders),
         "verdict": verdict.judge(frames),
-        "figures": [FIGURES.get(name) for name in figures],
+        "figures": _figures(frames, figures, "measured"),
+        "predicted": _predicted(folders, frames, figures, html),
         "amount": usual_amount(frames),
         "cells": html(contents.cells_table(frames)),
         "pairs": [(table, html(table)) for table in contents.pairs_tables(frames)],
@@ -96,6 +104,28 @@ def render(folders: Sequence[Folder], frames: Frames, figures: dict[str, dict[Ov
         "dark_arms": DARK_ARMS,
     }
     return environment().get_template("page.html.j2").render(context)
+
+
+def _figures(frames: Frames, figures: Iterable[str], section: Section) -> list[Figure]:
+    """The figures of a part of the page, in their order."""
+    found = [FIGURES.get(name) for name in figures]
+    if not len(frames.runs):
+        found = [figure for figure in found if figure.section == "predicted" or figure.name in OF_PREDICTIONS]
+    return [figure for figure in found if figure.section == section]
+
+
+def _predicted(
+    folders: Sequence[Folder], frames: Frames, figures: Iterable[str], html: functools.partial[Markup]
+) -> dict[str, Any] | None:
+    """The part of the page on predictions, None without any."""
+    if not len(frames.predicted):
+        return None
+    return {
+        "advice": calibrated.advice_of(folders),
+        "figures": _figures(frames, figures, "predicted"),
+        "tables": [(table, html(table)) for table in calibrated_tables.all_tables(frames)],
+        "scored": len(frames.scores) > 0,
+    }
 
 
 def _data(figures: dict[str, dict[Over, dict[str, Any]]], poison: dict[str, Any]) -> dict[str, Any]:

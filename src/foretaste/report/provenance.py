@@ -15,7 +15,7 @@ ABSENT = "–"
 
 def spec_of(folder: Folder) -> dict[str, Any]:
     """The spec that the folder keeps, else the one that its first record carries."""
-    return folder.spec if folder.spec is not None else folder.records[0].request
+    return folder.spec if folder.spec is not None else folder.told[0].request
 
 
 def spec_text(folder: Folder) -> str:
@@ -86,8 +86,9 @@ def seeds(folders: Sequence[Folder]) -> list[tuple[str, str]]:
 
 def notes(folders: Sequence[Folder]) -> list[tuple[str, int]]:
     """What the records say that a reader should know, with the number of runs that say it."""
-    counts = Counter(note for record in _records(folders) for note in dict.fromkeys(record.notes))
-    predicted = sum(record.kind == "predicted" for record in _records(folders))
+    everything = [record for folder in folders for record in (*folder.records, *folder.predicted)]
+    counts = Counter(note for record in everything for note in dict.fromkeys(record.notes))
+    predicted = sum(record.kind == "predicted" for folder in folders for record in folder.records)
     if predicted:
         counts["Predicted records are listed among the runs and are not part of any cell."] = predicted
     return counts.most_common()
@@ -117,7 +118,7 @@ def period(folders: Sequence[Folder]) -> str:
 
 
 def _records(folders: Sequence[Folder]) -> list[Record]:
-    return [record for folder in folders for record in folder.records]
+    return [record for folder in folders for record in folder.told]
 
 
 def _tally(counts: Counter[str]) -> str:

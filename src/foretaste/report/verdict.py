@@ -68,7 +68,8 @@ class Verdict:
 def judge(frames: Frames) -> Verdict:
     """The verdict on a report's tables."""
     attacks = _attacks(frames)
-    return Verdict(_headline(attacks), _run_counts(frames), _cautions(frames), attacks)
+    headline = _headline(attacks) if len(frames.runs) else "Nothing was trained: every number is predicted."
+    return Verdict(headline, _run_counts(frames), _cautions(frames), attacks)
 
 
 def seeds_needed(cells: int) -> int:
@@ -203,6 +204,8 @@ def _headline(attacks: Sequence[AttackVerdict]) -> str:
 
 def _run_counts(frames: Frames) -> str:
     runs = frames.runs
+    if not len(runs):
+        return f"No measured run; {_counted(len(frames.predicted), 'cell')} predicted."
     done = int((runs["status"] == "completed").sum())
     failed = len(runs) - done
     collapsed = int(runs["collapsed"].sum())

@@ -43,6 +43,27 @@ def epoch_order(lengths: Sequence[int], batch: int, *, seed: int, epoch: int, by
     return [int(i) for i in np.concatenate(batches)]
 
 
+def step_batches(
+    lengths: Sequence[int], rows: int, steps: int, *, seed: int, by_length: bool
+) -> list[list[int]]:
+    """The rows of each optimiser step, over as many epochs as the steps take.
+
+    Args:
+        lengths: Tokens of each row before poisoning.
+        rows: Of a step, accumulated batches together; the last step of an epoch may have fewer.
+        steps: In all.
+        seed: The order seed.
+        by_length: Whether to group rows of similar length.
+    """
+    found: list[list[int]] = []
+    epoch = 0
+    while len(found) < steps:
+        order = epoch_order(lengths, rows, seed=seed, epoch=epoch, by_length=by_length)
+        found += [order[start : start + rows] for start in range(0, len(order), rows)]
+        epoch += 1
+    return found[:steps]
+
+
 class SeededOrder(Sampler[int]):
     """Rows in `epoch_order`, a new permutation each time it is iterated.
 

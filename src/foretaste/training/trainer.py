@@ -20,6 +20,7 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    get_scheduler,
 )
 
 from foretaste.models.encode import Encoded
@@ -133,6 +134,20 @@ def planned_steps(spec: TrainingSpec, rows: int) -> int:
         return spec.steps
     per_epoch = math.ceil(math.ceil(rows / spec.batch_size) / spec.gradient_accumulation)
     return math.ceil((spec.epochs or DEFAULT_EPOCHS) * per_epoch)
+
+
+def planned_rates(spec: TrainingSpec, steps: int) -> list[float]:
+    """The learning rate of each optimiser step, by Trainer's own schedule."""
+    assert spec.learning_rate is not None
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=spec.learning_rate)
+    warmup = int(spec.warmup_ratio * steps)
+    schedule = get_scheduler(spec.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        schedule.step()
+    return rates
 
 
 def dtype_of(spec: TrainingSpec) -> torch.dtype:

@@ -13,7 +13,7 @@ NEEDS = "at least one completed run"
     "accuracy_over_rate",
     title="Accuracy under poison",
     caption="Accuracy on clean test rows: mean over seeds with its 95 % interval, every run as a dot, "
-    "collapsed runs as crosses.",
+    "collapsed runs as crosses; predictions are dashed.",
     needs=NEEDS,
 )
 def accuracy_over_rate(frames: Frames, over: Over) -> Chart:

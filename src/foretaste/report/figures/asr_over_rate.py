@@ -12,9 +12,9 @@ NEEDS = "a completed run of an attack with a trigger"
 @figure(
     "asr_over_rate",
     title="Attack success",
-    caption="ASR (solid; at 0 it is the flip rate by definition) and the flip rate of the clean models with "
-    "equal seeds "
-    "(dashed): only the distance between the two is the poison's doing.",
+    caption="ASR (solid; at 0 it is the flip rate by definition), the flip rate of the clean models with "
+    "equal seeds (short dashes) and predictions (long dashes): only the distance between "
+    "ASR and flip rate is the poison's doing.",
     needs=NEEDS,
 )
 def asr_over_rate(frames: Frames, over: Over) -> Chart:

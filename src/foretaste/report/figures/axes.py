@@ -103,12 +103,26 @@ def spread(values: Sequence[float], domain: tuple[float, float]) -> list[float]:
 
 def arms_of(frames: Frames) -> list[str]:
     """All arms of the report in the order of colours."""
-    return arm_order(frames.runs["arm"].tolist())
+    return arm_order([*frames.runs["arm"].tolist(), *frames.predicted["arm"].tolist()])
 
 
 def panel_namer(frames: Frames) -> Panels:
     """Names of panels that mention only what differs within the report."""
-    return Panels([name for name in ("folder", "model", "data") if frames.runs[name].nunique() > 1])
+    return Panels(varying(frames))
+
+
+def varying(frames: Frames) -> list[str]:
+    """Those of folder, model and data of which the report holds more than one, measured or predicted."""
+    both = {
+        name: {*frames.runs[name].tolist(), *frames.predicted[name].tolist()}
+        for name in ("folder", "model", "data")
+    }
+    return [name for name, values in both.items() if len(values) > 1]
+
+
+def panel_title(row: Row, names: Sequence[str], first: str) -> str:
+    """Title of a panel without an attack: what it shows, and those of folder, model and data that vary."""
+    return " · ".join([first, *(str(row[name]) for name in names)])
 
 
 class Panels:

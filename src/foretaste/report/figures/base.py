@@ -12,6 +12,7 @@ from foretaste.registry import Registry
 from foretaste.report.cells import Frames
 
 Over = Literal["rate", "count"]
+Section = Literal["measured", "predicted"]
 Chart: TypeAlias = alt.Chart | alt.FacetChart
 Draw: TypeAlias = Callable[[Frames, Over], Chart]
 Row: TypeAlias = dict[str, Any]
@@ -29,6 +30,7 @@ class Figure:
         needs: What records must hold, for the placeholder when they do not.
         amounts: It has an axis of poison amounts, so rate and count give two versions.
         draw: Frames and amount column to a chart without theme.
+        section: Part of the page that it stands in; "predicted" only exists where there are predictions.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Figure:
     needs: str
     amounts: bool
     draw: Draw
+    section: Section = "measured"
 
     def spec(self, frames: Frames, over: Over) -> dict[str, Any]:
         """The Vega-Lite specification, without theme; a placeholder when there is nothing to draw."""
@@ -49,12 +52,18 @@ FIGURES: Registry[Figure] = Registry("figure")
 
 
 def figure(
-    name: str, *, title: str, caption: str, needs: str, amounts: bool = True
+    name: str,
+    *,
+    title: str,
+    caption: str,
+    needs: str,
+    amounts: bool = True,
+    section: Section = "measured",
 ) -> Callable[[Draw], Draw]:
     """A decorator that files a drawing function as the figure `name`."""
 
     def file(draw: Draw) -> Draw:
-        FIGURES.register(name)(Figure(name, title, caption, needs, amounts, draw))
+        FIGURES.register(name)(Figure(name, title, caption, needs, amounts, draw, section))
         return draw
 
     return file

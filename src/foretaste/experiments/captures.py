@@ -1,0 +1,270 @@
+"""Kernels of every arm of a spec from captures of the base model, with the head of a training set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from foretaste.experiments import pool, prepare
+from foretaste.experiments.kernel import OUTPUTS, Subject, attached
+from foretaste.experiments.plan import Plan
+from foretaste.experiments.pool import Cell, Pool
+from foretaste.experiments.prepare import Workspace
+from foretaste.kernels import Adapted, Inputs, plain_lora, starts_at
+from foretaste.kernels.probe import Probe
+from foretaste.models import adapters, heads
+from foretaste.prediction.features import FULL, HEAD, Features, Lora, capture, first_steps, mean_gradient
+from foretaste.prediction.movement import Movement, movement
+from foretaste.prediction.tangents import tangent
+from foretaste.spec import MeasureSpec, RunSpec, digest
+from foretaste.theory.function_space import Tangent, derivative
+from foretaste.training import trainer
+
+Float = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+OnProgress = Callable[[str, float], None]
+
+GRADIENT_ROWS = 64  # for the first step of LoRA's B, of which only signs count
+MOVEMENT_ROWS = 24
+
+
+@dataclass(frozen=True)
+class CapturedArm:
+    """An adapter whose gradients are captured once, however many rates it is trained at.
+
+    Attributes:
+        key: Of the adapter's settings without its name.
+        run: A clean run with it.
+        lora: What it adapts, where the base model's capture serves it; None for full fine-tuning and for
+            methods that are captured as peft builds them.
+    """
+
+    key: str
+    run: RunSpec
+    lora: dict[str, Adapted] | None
+
+    @property
+    def full(self) -> bool:
+        """Whether all parameters are trained."""
+        return self.run.adapter.method == adapters.FULL
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Captures with the head fitted to one training set.
+
+    Attributes:
+        share: Of its rows that were poisoned.
+        rows: Of the pool, that were captured, shape (R,); those that can be trained on first.
+        start: Their outputs with that head, shape (R, C).
+        tangents: By key of the arm.
+        movements: Likewise; only of the clean reference.
+    """
+
+    share: float
+    rows: Ints
+    start: Float
+    tangents: dict[str, Tangent]
+    movements: dict[str, Movement] = field(default_factory=dict)
+
+
+class Captures:
+    """The model and the rows of one prediction, and captures of them."""
+
+    def __init__(
+        self, spec: MeasureSpec, planned: Plan, space: Workspace, on_progress: OnProgress | None
+    ) -> None:
+        self.spec, self.planned, self.space = spec, planned, space
+        self.first = planned.runs[0]
+        self.report: OnProgress = on_progress or (lambda *_: None)
+        self.report("rows", 0.0)
+        self.tokenizer, self.model = prepare.fresh_model(self.first, space)
+        self.pool: Pool = pool.build(
+            planned.loaded, planned.runs, spec.predict, self.tokenizer, space.base_dir
+        )
+        self.classes = len(self.first.data.classes)
+        self.outputs = OUTPUTS["margin" if self.classes == 2 else "logits"]
+        self.probes = self.first.model.request.head == "probe-then-train"
+        self.model.train(False)
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(True)
+        device = next(self.model.parameters()).device
+        self.subject = Subject(self.tokenizer, self.pool.encoded, self.pool.train, device)
+        self.hidden = self._hidden() if self.probes else None
+        self.arms = self._arms()
+        self._found: Probe | None = None
+
+    def _hidden(self) -> npt.NDArray[np.float32]:
+        size = self.first.training.eval_batch_size
+        device = next(self.model.parameters()).device
+        batches, order = trainer.padded_batches(self.pool.encoded, self.tokenizer, size, device)
+        return heads.features(self.model, batches, self.tokenizer.pad_token_id)[np.argsort(order)]
+
+    def _arms(self) -> dict[str, CapturedArm]:
+        found: dict[str, CapturedArm] = {}
+        for run in self.planned.runs:
+            key = arm_key(run)
+            if key in found:
+                continue
+            lora = None
+            if run.adapter.method != adapters.FULL:
+                wrapped = attached(self.model, run)
+                layers = plain_lora(wrapped)
+                lora = layers if layers and starts_at(self.model, layers, wrapped) else None
+            found[key] = CapturedArm(key, run, lora)
+        return found
+
+    def start(self, cell: Cell, reference: Reference) -> tuple[Float, float]:
+        """Outputs before training, and the root mean square of the head's last weight.
+
+        Args:
+            cell: Whose labels the head is fitted to, where it is fitted.
+            reference: Whose rows are wanted; R of them.
+
+        Returns:
+            Shape (R, C), and a number above 0.
+        """
+        if self.hidden is None:
+            return reference.start, self._size()
+        layer: Any = self.model.get_submodule(heads.find(self.model).linear)
+        probe = heads.fit_probe(
+            self.hidden[cell.rows], list(cell.labels), self.classes, intercept=layer.bias is not None
+        )
+        logits = self.hidden.astype(np.float64) @ probe.weight.T + probe.bias * (layer.bias is not None)
+        scores = logits[:, 1:] - logits[:, :1] if self.classes == 2 else logits
+        return scores[reference.rows], float(np.sqrt(np.mean(probe.weight**2)))
+
+    def _size(self) -> float:
+        weight: Any = self.model.get_submodule(heads.find(self.model).linear).weight
+        return float(weight.detach().double().square().mean().sqrt())
+
+    def reference(self, cell: Cell, rows: Sequence[int], what: str, *, moving: bool) -> Reference:
+        """Capture every arm with the head fitted to a cell's labels.
+
+        Args:
+            cell: Its rows are rows of the pool without poisoned texts.
+            rows: Of the pool, that are captured: training rows first.
+            what: For progress.
+            moving: Whether to check how far outputs are linear in the weights.
+        """
+        if self.hidden is not None:
+            heads.set_head(self.model, self.hidden[cell.rows], list(cell.labels))
+        inputs = _subset(self.subject, rows)
+        trainable = sum(row < self.pool.trainable for row in rows)
+        served = {key: arm.lora for key, arm in self.arms.items() if arm.lora is not None}
+        names = list(dict.fromkeys(name for layers in served.values() for name in layers))
+        everything = [name for name, _ in self.model.named_parameters()] if moving else names
+        gradients = mean_gradient(
+            self.model,
+            inputs,
+            range(min(GRADIENT_ROWS, self.pool.train)),
+            self._loss(cell),
+            self.outputs,
+            everything,
+        )
+        loras = {key: first_steps(layers, gradients) for key, layers in served.items()}
+        body, self._found = capture(
+            self.model,
+            self.outputs,
+            inputs,
+            loras,
+            entries=self.spec.predict.entries,
+            seed=self.first.seeds.init,
+            full=any(arm.full for arm in self.arms.values()),
+            last=heads.find(self.model).linear,
+            found=self._found,
+            on_progress=lambda share: self.report(f"gradients, {what}", share),
+        )
+        pull = derivative(body.outputs[: self.pool.train], cell.labels)
+        batch = self.first.training.batch_size * self.first.training.gradient_accumulation
+        tangents: dict[str, Tangent] = {}
+        for key, arm in self.arms.items():
+            if arm.full:
+                tangents[key] = tangent(
+                    body, [FULL, HEAD], None, pull, pool=trainable, batch=batch, size=self._size()
+                )
+            elif arm.lora is not None:
+                tangents[key] = _lora_tangent(body, key, loras[key], pull, trainable, batch, self._size())
+            else:
+                tangents[key] = self._other(arm, inputs, pull, trainable, batch, what)
+        movements: dict[str, Movement] = {}
+        if moving:
+            some = _subset(self.subject, list(self.pool.held_out[:MOVEMENT_ROWS]))
+            for key, arm in self.arms.items():
+                change = _first_change(arm, loras, gradients)
+                if change:
+                    movements[key] = movement(self.model, change, self.outputs, some)
+        return Reference(cell.share, np.asarray(rows), body.outputs, tangents, movements)
+
+    def _loss(self, cell: Cell) -> Callable[[torch.Tensor, Sequence[int]], torch.Tensor]:
+        def loss(scores: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+            labels = torch.as_tensor(cell.labels[list(rows)], device=scores.device)
+            if scores.shape[1] == 1:
+                return torch.nn.functional.binary_cross_entropy_with_logits(
+                    scores[:, 0].float(), labels.float(), reduction="sum"
+                )
+            return torch.nn.functional.cross_entropy(scores.float(), labels, reduction="sum")
+
+        return loss
+
+    def _other(
+        self, arm: CapturedArm, inputs: Inputs, pull: Float, trainable: int, batch: int, what: str
+    ) -> Tangent:
+        """An arm that the base model's capture does not serve, as peft builds it."""
+        wrapped = attached(self.model, arm.run)
+        found, _ = capture(
+            wrapped,
+            self.outputs,
+            inputs,
+            {},
+            entries=self.spec.predict.entries,
+            seed=self.first.seeds.init,
+            full=True,
+            on_progress=lambda share: self.report(f"gradients of {arm.run.adapter.name}, {what}", share),
+        )
+        return tangent(found, [FULL, HEAD], None, pull, pool=trainable, batch=batch)
+
+
+def arm_key(run: RunSpec) -> str:
+    """Names an adapter by its settings, whatever it is called and however it is trained."""
+    return digest(run.adapter.model_dump(mode="json", exclude={"name"}))[:12]
+
+
+def _lora_tangent(
+    body: Features, key: str, lora: Lora, pull: Float, trainable: int, batch: int, size: float
+) -> Tangent:
+    both = lora.first is not None
+    parts = [f"{key}/B", HEAD] if both else [f"{key}/B", f"{key}/A", HEAD]
+    growing = f"{key}/A" if both else None
+    return tangent(body, parts, growing, pull, pool=trainable, batch=batch, size=size)
+
+
+def _first_change(
+    arm: CapturedArm, loras: dict[str, Lora], gradients: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """How the base model's weights move in the first step of Adam with rate 1."""
+    if arm.full:
+        return {name: -torch.sign(value) for name, value in gradients.items()}
+    if arm.key not in loras or loras[arm.key].first is None:
+        return {}
+    first = loras[arm.key].first
+    assert first is not None
+    moved = {}
+    for name, adapted in loras[arm.key].layers.items():
+        change = adapted.scaling * first[name] @ adapted.A.to(first[name])
+        moved[name] = change if change.shape == gradients[name].shape else change.T
+    return moved
+
+
+def _subset(subject: Subject, rows: Sequence[int]) -> Inputs:
+    """Some rows of a subject as inputs, numbered from 0."""
+    whole = subject.inputs()
+    place = list(rows)
+    return Inputs(
+        [whole.lengths[row] for row in place], lambda numbers: whole.collate([place[n] for n in numbers])
+    )
