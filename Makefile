@@ -5,9 +5,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 .PHONY: quickstart test check slow bench format clean
 
-quickstart: .venv/run  ## poison, fine-tune and test on real movie reviews; ends with one HTML page
-	$(BIN)/foretaste measure quickstart -o runs/quickstart
-	$(BIN)/foretaste report runs/quickstart
+quickstart: .venv/run  ## predict, poison, fine-tune and test on real movie reviews; ends with one HTML page
+	$(BIN)/foretaste audit quickstart -o runs/quickstart
 
 test: .venv/dev  ## the fast test suite: CPU, no network
 	$(BIN)/python -m pytest -n 2 --dist loadfile

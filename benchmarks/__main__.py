@@ -9,11 +9,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import kernel, sweep, training
+from benchmarks import kernel, prediction, sweep, training
 from benchmarks.result import Result
 from foretaste.experiments.run import versions
 
-BENCHMARKS = {"training": training.run, "kernel": kernel.run, "sweep": sweep.run}
+BENCHMARKS = {
+    "training": training.run,
+    "kernel": kernel.run,
+    "prediction": prediction.run,
+    "sweep": sweep.run,
+}
 
 
 def main() -> None:
