@@ -12,15 +12,16 @@ from foretaste.experiments.measure import measure
 from foretaste.experiments.predict import predict
 from foretaste.spec import MeasureSpec
 
+ROWS = 4096
 RATES = [0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4]
 
 
 def spec(attacks: bool) -> MeasureSpec:
-    """All training rows of the sample, three epochs, one seed."""
+    """`ROWS` training rows, three epochs, one seed."""
     return MeasureSpec.model_validate(
         {
             "name": "cost",
-            "data": rows.source()[0].model_dump(exclude_unset=True),
+            "data": rows.source()[0].model_dump(exclude_unset=True) | {"train_rows": ROWS},
             "model": {"base": "minilm-l6"},
             "adapters": [{"method": "full"}, {"method": "lora", "grid": {"r": [1, 4, 8, 16, 64]}}],
             "attacks": [

@@ -64,7 +64,7 @@ def show(folder: Path, seconds: float, notes: Sequence[str], console: Console) -
     for heading in ("arm", "attack", "amount"):
         table.add_column(heading, no_wrap=True)
     for heading in ("accuracy", "measured", "ASR", "measured"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("holds")
     for cell in cells:
         table.add_row(*map(escape, _fields(cell)))
@@ -103,7 +103,7 @@ def _fields(cell: Cell) -> list[str]:
 def _interval(found: Interval | None) -> str:
     if found is None:
         return MISSING
-    return f"{100 * found.mean:.0f} [{100 * found.low:.0f}, {100 * found.high:.0f}]"
+    return f"{100 * found.mean:.0f} ({100 * found.low:.0f}–{100 * found.high:.0f})"
 
 
 def _plain(cell: Cell) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from foretaste.experiments import pool, prepare
 from foretaste.experiments.kernel import OUTPUTS, Subject, attached
@@ -18,7 +19,16 @@ from foretaste.experiments.prepare import Workspace
 from foretaste.kernels import Adapted, Inputs, plain_lora, starts_at
 from foretaste.kernels.probe import Probe
 from foretaste.models import adapters, heads
-from foretaste.prediction.features import FULL, HEAD, Features, Lora, capture, first_steps, mean_gradient
+from foretaste.prediction.features import (
+    FULL,
+    HEAD,
+    Features,
+    Lora,
+    capture,
+    first_steps,
+    mean_gradient,
+    oriented,
+)
 from foretaste.prediction.movement import Movement, movement
 from foretaste.prediction.tangents import tangent
 from foretaste.spec import MeasureSpec, RunSpec, digest
@@ -98,6 +108,7 @@ class Captures:
         self.hidden = self._hidden() if self.probes else None
         self.arms = self._arms()
         self._found: Probe | None = None
+        self._probes: dict[bytes, heads.Probe] = {}
 
     def _hidden(self) -> npt.NDArray[np.float32]:
         size = self.first.training.eval_batch_size
@@ -112,7 +123,8 @@ class Captures:
             if key in found:
                 continue
             lora = None
-            if run.adapter.method != adapters.FULL:
+            # Under `paper` the head is frozen, and adapted as any other layer: as peft builds it.
+            if run.adapter.method != adapters.FULL and run.model.request.head != "paper":
                 wrapped = attached(self.model, run)
                 layers = plain_lora(wrapped)
                 lora = layers if layers and starts_at(self.model, layers, wrapped) else None
@@ -132,9 +144,12 @@ class Captures:
         if self.hidden is None:
             return reference.start, self._size()
         layer: Any = self.model.get_submodule(heads.find(self.model).linear)
-        probe = heads.fit_probe(
-            self.hidden[cell.rows], list(cell.labels), self.classes, intercept=layer.bias is not None
-        )
+        key = cell.rows.tobytes() + cell.labels.tobytes()
+        if key not in self._probes:
+            self._probes[key] = heads.fit_probe(
+                self.hidden[cell.rows], list(cell.labels), self.classes, intercept=layer.bias is not None
+            )
+        probe = self._probes[key]
         logits = self.hidden.astype(np.float64) @ probe.weight.T + probe.bias * (layer.bias is not None)
         scores = logits[:, 1:] - logits[:, :1] if self.classes == 2 else logits
         return scores[reference.rows], float(np.sqrt(np.mean(probe.weight**2)))
@@ -167,7 +182,7 @@ class Captures:
             self.outputs,
             everything,
         )
-        loras = {key: first_steps(layers, gradients) for key, layers in served.items()}
+        loras = {key: first_steps(self.model, layers, gradients) for key, layers in served.items()}
         body, self._found = capture(
             self.model,
             self.outputs,
@@ -196,7 +211,7 @@ class Captures:
         if moving:
             some = _subset(self.subject, list(self.pool.held_out[:MOVEMENT_ROWS]))
             for key, arm in self.arms.items():
-                change = _first_change(arm, loras, gradients)
+                change = _first_change(self.model, arm, loras, gradients)
                 if change:
                     movements[key] = movement(self.model, change, self.outputs, some)
         return Reference(cell.share, np.asarray(rows), body.outputs, tangents, movements)
@@ -245,7 +260,7 @@ def _lora_tangent(
 
 
 def _first_change(
-    arm: CapturedArm, loras: dict[str, Lora], gradients: dict[str, torch.Tensor]
+    model: nn.Module, arm: CapturedArm, loras: dict[str, Lora], gradients: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """How the base model's weights move in the first step of Adam with rate 1."""
     if arm.full:
@@ -256,8 +271,7 @@ def _first_change(
     assert first is not None
     moved = {}
     for name, adapted in loras[arm.key].layers.items():
-        change = adapted.scaling * first[name] @ adapted.A.to(first[name])
-        moved[name] = change if change.shape == gradients[name].shape else change.T
+        moved[name] = oriented(model, name, adapted.scaling * first[name] @ adapted.A.to(first[name]))
     return moved
 
 

@@ -130,9 +130,9 @@ def build(
         origin = f"a fifth of the training rows ({len(held)} used)"
     train = data.take(drawn, list(range(min(settings.train_rows, len(drawn)))))
 
-    def tokens(rows: Dataset) -> Encoded:
+    def tokens(rows: Dataset, longest: int | None = None) -> Encoded:
         m = runs[0].model.request
-        return encode(tokenizer, rows, max_length=m.max_length, pair_separator=m.pair_separator)
+        return encode(tokenizer, rows, max_length=longest or m.max_length, pair_separator=m.pair_separator)
 
     clean = tokens(train)
     labels = np.asarray(clean.labels, dtype=np.int64)
@@ -152,14 +152,16 @@ def build(
         cells[key] = _cell(after, train, tokens, forms, poisoned)
     pieces = [clean, *poisoned]
     trainable = sum(len(piece) for piece in pieces)
-    held_rows = tokens(held)
+    # Cut as test rows are.
+    tested_length = runs[0].model.request.eval_max_length
+    held_rows = tokens(held, tested_length)
     pieces.append(held_rows)
     triggered: dict[str, TriggeredRows] = {}
     start = trainable + len(held_rows)
     for trigger in _triggers(runs):
         attack = attacks.build(trigger.method, trigger.options, runs[0].data.classes)
         rows, changed = attacks.trigger(held, attack, method=trigger.method)  # type: ignore[arg-type]
-        pieces.append(tokens(rows))
+        pieces.append(tokens(rows, tested_length))
         triggered[trigger.key] = TriggeredRows(
             np.arange(start, start + len(rows)),
             attack.target,  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -145,7 +146,9 @@ def read_indicators(captures: Captures, reference: Reference) -> dict[str, dict[
     found: dict[str, dict[str, float | None]] = {}
     for key, arm in captures.arms.items():
         readings = indicators.evaluate(evidence(captures, reference, arm))
-        found[key] = {name: reading.value for name, reading in readings.items()}
+        found[key] = {
+            name: None if math.isnan(reading.value) else reading.value for name, reading in readings.items()
+        }
     return found
 
 

@@ -113,10 +113,11 @@ def _one(
     steps = trainer.planned_steps(training, len(cell.rows))
     batches = step_batches(
         pool.lengths,
-        training.batch_size * training.gradient_accumulation,
+        training.batch_size,
         steps,
         seed=run.seeds.order,
         by_length=training.grouping == "length",
+        accumulation=training.gradient_accumulation,
     )
     result = train(
         reference.tangents[arm_key(run)],

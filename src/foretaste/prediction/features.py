@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from foretaste.errors import UserError
 from foretaste.kernels.capture import Inputs, Outputs, Recorder
@@ -104,10 +105,13 @@ def mean_gradient(
     return dict(zip(names, total, strict=True))
 
 
-def first_steps(layers: Mapping[str, Adapted], gradients: Mapping[str, torch.Tensor]) -> Lora:
+def first_steps(
+    model: nn.Module, layers: Mapping[str, Adapted], gradients: Mapping[str, torch.Tensor]
+) -> Lora:
     """LoRA with the B that Adam's first step of rate 1 leads to.
 
     Args:
+        model: Whose layers are adapted.
         layers: What is adapted.
         gradients: Of the loss, by the same names, each in the parameter's own shape.
     """
@@ -115,14 +119,21 @@ def first_steps(layers: Mapping[str, Adapted], gradients: Mapping[str, torch.Ten
     if not both:
         return Lora(layers, None)
     first = {
-        name: -torch.sign(a.scaling * _oriented(gradients[name], a) @ a.A.to(gradients[name]).T)
+        name: -torch.sign(a.scaling * oriented(model, name, gradients[name]) @ a.A.to(gradients[name]).T)
         for name, a in layers.items()
     }
     return Lora(layers, first)
 
 
-def _oriented(gradient: torch.Tensor, adapted: Adapted) -> torch.Tensor:
-    return gradient if gradient.shape[1] == adapted.A.shape[1] else gradient.T
+def oriented(model: nn.Module, name: str, matrix: torch.Tensor) -> torch.Tensor:
+    """A linear layer's weight as (outputs, inputs) from how it is stored, and the other way round.
+
+    Args:
+        model: That has the layer.
+        name: Of the weight.
+        matrix: Of the weight's shape, or turned.
+    """
+    return matrix.T if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D) else matrix
 
 
 def capture(

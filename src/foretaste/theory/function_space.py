@@ -140,6 +140,7 @@ def decisions(scores: Floats) -> Ints:
     return ids
 
 
+@np.errstate(over="ignore", invalid="ignore")  # an overflow is reported by the outputs, at the end
 def train(
     tangent: Tangent,
     start: Floats,

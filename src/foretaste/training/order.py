@@ -44,21 +44,22 @@ def epoch_order(lengths: Sequence[int], batch: int, *, seed: int, epoch: int, by
 
 
 def step_batches(
-    lengths: Sequence[int], rows: int, steps: int, *, seed: int, by_length: bool
+    lengths: Sequence[int], batch: int, steps: int, *, seed: int, by_length: bool, accumulation: int = 1
 ) -> list[list[int]]:
     """The rows of each optimiser step, over as many epochs as the steps take.
 
     Args:
         lengths: Tokens of each row before poisoning.
-        rows: Of a step, accumulated batches together; the last step of an epoch may have fewer.
+        batch: Rows of a batch.
         steps: In all.
         seed: The order seed.
         by_length: Whether to group rows of similar length.
+        accumulation: Batches of a step; the last step of an epoch may have fewer rows.
     """
     found: list[list[int]] = []
-    epoch = 0
+    rows, epoch = batch * accumulation, 0
     while len(found) < steps:
-        order = epoch_order(lengths, rows, seed=seed, epoch=epoch, by_length=by_length)
+        order = epoch_order(lengths, batch, seed=seed, epoch=epoch, by_length=by_length)
         found += [order[start : start + rows] for start in range(0, len(order), rows)]
         epoch += 1
     return found[:steps]

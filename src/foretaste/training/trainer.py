@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import (
     PreTrainedTokenizerBase,
@@ -137,17 +138,13 @@ def planned_steps(spec: TrainingSpec, rows: int) -> int:
 
 
 def planned_rates(spec: TrainingSpec, steps: int) -> list[float]:
-    """The learning rate of each optimiser step, by Trainer's own schedule."""
+    """The learning rate of each optimiser step, by Trainer's own schedule; no optimiser takes a step."""
     assert spec.learning_rate is not None
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=spec.learning_rate)
     warmup = int(spec.warmup_ratio * steps)
     schedule = get_scheduler(spec.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
-    rates = []
-    for _ in range(steps):
-        rates.append(float(optimizer.param_groups[0]["lr"]))
-        optimizer.step()
-        schedule.step()
-    return rates
+    assert isinstance(schedule, LambdaLR)
+    return [float(spec.learning_rate * schedule.lr_lambdas[0](step)) for step in range(steps)]
 
 
 def dtype_of(spec: TrainingSpec) -> torch.dtype:
