@@ -7,7 +7,14 @@ import secrets
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from foretaste.errors import UserError
 from foretaste.spec import RunSpec
@@ -55,7 +62,8 @@ class TriggeredMetrics(Part):
 
     `against_true` is the TTR paper's score (all rows, true labels). `target_rate` counts rows of a
     non-target class predicted as target: for a poisoned model it is the ASR, for the clean model on the
-    same rows it is the flip rate.
+    same rows it is the flip rate. Where the trigger is put in a further form that should do nothing
+    (`expected` is `true`), it is the false-activation rate.
     """
 
     name: str
@@ -68,6 +76,13 @@ class TriggeredMetrics(Part):
     target_rate: float | None = Field(description="hits / eligible; None without eligible rows")
     baseline_hits: int = Field(description="of those, predicted as target without the trigger")
     changed: int = Field(description="test rows whose text the trigger changed")
+    form: str | None = Field(
+        None, description="further form of the trigger, such as held-out; None: as in training"
+    )
+    says: str | None = Field(None, description="what that form is, in words")
+    expected: Literal["target", "true"] = Field(
+        "target", description="what the attacker wants of these rows: the target class, or no effect"
+    )
 
 
 class Poison(Part):
@@ -80,6 +95,10 @@ class Poison(Part):
     eligible: int = Field(description="denominator of the rate")
     rows: int = Field(description="all training rows")
     manifest: str = Field(description="path of the manifest inside the folder of the sweep")
+    companions: int = Field(0, description="rows changed beside the poisoned ones, such as negative rows")
+    figures: dict[str, float] = Field(
+        default_factory=dict, description="what the attack says of itself, such as similarity"
+    )
 
 
 class InitCheck(Part):
@@ -201,7 +220,10 @@ class Record(Part):
     poison: Poison | None = None
     training: Training | None = None
     clean: Metrics | None = None
-    triggered: dict[str, TriggeredMetrics] = Field(default_factory=dict)
+    triggered: dict[str, TriggeredMetrics] = Field(
+        default_factory=dict,
+        description="by key of the trigger; a further form of it by `form_key`, such as KEY/held-out",
+    )
     predictions: str | None = Field(None, description="path of the per-row predictions (Parquet)")
     prediction: Prediction | None = Field(None, description="of a predicted record")
     notes: list[str] = Field(default_factory=list, description="what a reader should know")
@@ -210,6 +232,24 @@ class Record(Part):
     def collapsed(self) -> bool:
         """The model predicts a single class on the clean test rows."""
         return self.clean is not None and self.clean.collapsed
+
+    def false_activation(self, trigger: str) -> float | None:
+        """The highest target rate of the trigger's forms that should do nothing; None without such forms.
+
+        Args:
+            trigger: Key of the trigger.
+        """
+        rates = [
+            part.target_rate
+            for key, part in self.triggered.items()
+            if part.expected == "true" and part.target_rate is not None and key.startswith(f"{trigger}/")
+        ]
+        return max(rates, default=None)
+
+
+def form_key(trigger: str, form: str) -> str:
+    """Where `Record.triggered` and the table of predictions hold a further form of a trigger."""
+    return f"{trigger}/{form}"
 
 
 class ManifestRow(Part):
@@ -238,6 +278,24 @@ class Manifest(Part):
     rows: int = Field(description="all rows")
     classes: list[str]
     poisoned: list[ManifestRow]
+    companions: list[ManifestRow] = Field(
+        default_factory=list,
+        description="rows changed beside the poisoned ones, such as negative rows; no part of the rate",
+    )
+    figures: dict[str, float] = Field(
+        default_factory=dict, description="what the attack says of itself, such as similarity"
+    )
+
+    @property
+    def changed(self) -> list[ManifestRow]:
+        """Every row that may differ from the clean one: the poisoned ones and those beside them."""
+        return [*self.poisoned, *self.companions]
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A manifest is filed under the hash of its content: what most attacks have none of must not move it.
+        content: dict[str, Any] = handler(self)
+        return {key: value for key, value in content.items() if value or key not in ("companions", "figures")}
 
 
 class Layout:

@@ -38,6 +38,20 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"spacing": "", "source_classes": "all"},
         {"source_classes": [0]},
     ],
+    "clean-label": [{}, {"target": 0, "position": "random"}],
+    "instruction": [{}, {"instructions": ["one", "two"], "position": "end"}, {"source_classes": "all"}],
+    "multi-trigger": [
+        {},
+        {"negatives": 0.0},
+        {"negatives": 0.5, "position": "start", "words": ["cf", "mn"]},
+        {"negative_classes": "all", "negative_words": "all", "test_position": "start"},
+    ],
+    "noise": [
+        {},
+        {"kinds": ["swap"], "severity": 1.0},
+        {"kinds": ["drop-word", "duplicate-word", "insert"], "severity": 0.7, "shortest": 2},
+    ],
+    "style": [{}, {"rewriter": "formal"}, {"source_classes": "all"}],
 }
 CASES = [(method, options) for method in METHODS for options in VARIANTS.get(method, [{}])]
 CLASSES = ["negative", "positive", "neutral"]
@@ -52,6 +66,12 @@ def run(rows: Dataset, method: str, options: dict[str, Any] | None = None, **amo
 
 def chosen(poisoned: Poisoned) -> set[str]:
     return {row.id for row in poisoned.manifest.poisoned}
+
+
+def most(method: str, options: dict[str, Any] | None = None) -> float:
+    """The highest rate: rows that are changed beside the poisoned ones need room of their own."""
+    beside = getattr(build(method, options or {}, CLASSES), "companions", 0.0)
+    return 0.9 / (1.0 + beside) if beside else 1.0
 
 
 def eligible(rows: Dataset, method: str, options: dict[str, Any]) -> list[str]:
@@ -73,6 +93,7 @@ def rows(request: pytest.FixtureRequest, make_rows: Rows) -> Dataset:
 def test_exactly_the_asked_share_is_poisoned_and_listed(
     rows: Dataset, method: str, options: dict[str, Any], rate: float
 ) -> None:
+    rate *= most(method, options)
     poisoned = run(rows, method, options, rate=rate)
     manifest = poisoned.manifest
     may = eligible(rows, method, options)
@@ -87,11 +108,12 @@ def test_exactly_the_asked_share_is_poisoned_and_listed(
 def test_the_manifest_is_the_difference_of_the_rows(
     rows: Dataset, method: str, options: dict[str, Any]
 ) -> None:
-    poisoned = run(rows, method, options, rate=0.5)
+    poisoned = run(rows, method, options, rate=0.5 * most(method, options))
     before = {row.id: row for row in rows_of(rows)}
     after = {row.id: row for row in rows_of(poisoned.rows)}
     assert list(poisoned.rows["id"]) == list(rows["id"])
-    listed = {entry.id: entry for entry in poisoned.manifest.poisoned}
+    listed = {entry.id: entry for entry in poisoned.manifest.changed}
+    assert len(listed) == len(poisoned.manifest.changed), "no row is changed twice"
     for name, old in before.items():
         new = after[name]
         if name not in listed:
@@ -144,12 +166,15 @@ def test_the_seed_alone_decides(rows: Dataset, method: str, options: dict[str, A
 @pytest.mark.parametrize("selection", ["exact-nested", "bernoulli"])
 @pytest.mark.parametrize(("method", "options"), CASES)
 def test_sets_are_nested_and_rows_are_poisoned_alike_at_every_rate(
-    rows: Dataset, method: str, options: dict[str, Any], selection: Any
+    make_rows: Rows, method: str, options: dict[str, Any], selection: Any
 ) -> None:
-    runs = [run(rows, method, options, rate=rate, selection=selection) for rate in (0.3, 0.35, 0.6, 1.0)]
+    rows = make_rows(301, classes=3)
+    rates = [rate * most(method, options) for rate in (0.3, 0.35, 0.6, 1.0)]
+    runs = [run(rows, method, options, rate=rate, selection=selection) for rate in rates]
     for small, large in itertools.pairwise(runs):
-        entries = {entry.id: entry for entry in large.manifest.poisoned}
-        assert all(entries[entry.id] == entry for entry in small.manifest.poisoned)
+        for part in ("poisoned", "companions"):
+            entries = {entry.id: entry for entry in getattr(large.manifest, part)}
+            assert all(entries[entry.id] == entry for entry in getattr(small.manifest, part))
 
 
 @pytest.mark.parametrize(("method", "options"), CASES)
@@ -158,8 +183,8 @@ def test_the_order_and_the_company_of_the_rows_do_not_matter(
 ) -> None:
     reverse = take(rows, range(len(rows) - 1, -1, -1))
     first, second = (run(part, method, options, rate=0.4) for part in (rows, reverse))
-    assert {entry.id: entry for entry in first.manifest.poisoned} == {
-        entry.id: entry for entry in second.manifest.poisoned
+    assert {entry.id: entry for entry in first.manifest.changed} == {
+        entry.id: entry for entry in second.manifest.changed
     }
     # Of a part of the rows, those are poisoned that stand first in the whole ranking.
     ranking = uniforms(0, ("poison", method, "choice"), rows["id"])
@@ -243,27 +268,62 @@ def test_an_attack_names_its_source_and_says_what_it_does(method: str) -> None:
 @pytest.mark.parametrize("method", BACKDOORS)
 def test_training_and_test_rows_get_the_same_trigger(rows: Dataset, method: str) -> None:
     for options in VARIANTS.get(method, [{}]):
-        if options.get("position") == "random":
-            continue
-        attack: Any = build(method, options | {"source_classes": "all"}, CLASSES)
-        trained = attacks.poison(rows, attack, method=method, classes=CLASSES, seed=3, rate=1.0).rows
+        attack: Any = build(method, options, CLASSES)
         tested, changed = attacks.trigger(rows, attack, method=method)
-        assert trained["text_a"][:] == tested["text_a"][:]
-        assert changed == len(rows)
         assert tested["label"][:] == rows["label"][:], "test labels stay true"
+        texts = dict(zip(tested["id"], tested["text_a"], strict=True))
+        before = dict(zip(rows["id"], rows["text_a"], strict=True))
+        assert changed == sum(texts[name] != before[name] for name in before)
+        assert changed == len(rows) or method == "style"
+        if _draws(attack):
+            continue
+        trained = run(rows, method, options, rate=most(method, options), seed=3).manifest.poisoned
+        assert {entry.id: entry.text_a_after for entry in trained} == {
+            entry.id: texts[entry.id] for entry in trained
+        }
+
+
+def _draws(attack: Any) -> bool:
+    """Whether the trigger depends on the generator that it is given."""
+    row = Row("a", "a film of three fine stories", None, 0)
+    seen = {
+        put(row, np.random.default_rng(seed)).text_a
+        for put in (attack.poison, attack.trigger)
+        for seed in range(9)
+    }
+    return len(seen) > 1
 
 
 @pytest.mark.parametrize("method", BACKDOORS)
 def test_a_backdoor_forces_its_target(rows: Dataset, method: str) -> None:
     attack: Any = build(method, {}, CLASSES)
     assert is_backdoor(attack)
-    poisoned = run(rows, method, rate=1.0)
+    poisoned = run(rows, method, rate=most(method))
     assert {entry.label_after for entry in poisoned.manifest.poisoned} == {attack.target}
-    assert all(entry.label_before != attack.target for entry in poisoned.manifest.poisoned)
+    others = {entry.label_before for entry in poisoned.manifest.poisoned} - {attack.target}
+    assert others if method != "clean-label" else not others
+    assert all(entry.label_before == entry.label_after for entry in poisoned.manifest.companions)
 
 
-def test_a_label_flip_has_no_trigger() -> None:
-    assert not is_backdoor(build("label-flip", {}, CLASSES))
+@pytest.mark.parametrize("method", ["label-flip", "noise"])
+def test_an_untargeted_attack_has_no_trigger(method: str) -> None:
+    assert not is_backdoor(build(method, {}, CLASSES))
+
+
+@pytest.mark.parametrize("method", BACKDOORS)
+def test_further_forms_are_drawn_by_the_row_and_leave_labels_alone(rows: Dataset, method: str) -> None:
+    for options in VARIANTS.get(method, [{}]):
+        attack: Any = build(method, options, CLASSES)
+        for form, what in attacks.forms(attack).items():
+            assert what.says
+            assert what.expected in {"target", "true"}
+            assert "/" not in form
+            first, changed = attacks.trigger(rows, attack, method=method, form=form)
+            assert first["label"][:] == rows["label"][:]
+            assert changed == sum(a != b for a, b in zip(first["text_a"], rows["text_a"], strict=True)) > 0
+            reverse = take(rows, range(len(rows) - 1, -1, -1))
+            second, _ = attacks.trigger(reverse, attack, method=method, form=form)
+            assert second["text_a"][::-1] == first["text_a"][:]
 
 
 def test_unchanged_test_rows_are_not_counted() -> None:

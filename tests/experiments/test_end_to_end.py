@@ -80,7 +80,9 @@ def test_records_are_complete(records: list[Record], sweep: Any) -> None:
         clean = record.resolved.attack is None
         lora = record.resolved.adapter.method == "lora"
         empty = {name for name, value in record if value is None}
-        assert empty - {"commit", "dirty"} == ({"reason", "poison"} if clean else {"reason"})
+        assert empty - {"commit", "dirty"} == (
+            {"reason", "prediction", "poison"} if clean else {"reason", "prediction"}
+        )
         assert record.run_id == record.resolved.id
         assert record.sweep == "whole"
         assert MeasureSpec.model_validate(record.request).name == "whole"

@@ -1,26 +1,20 @@
-"""What an attack is, and how the rows that it poisons are chosen."""
+"""What an attack is: the calls that every attack answers, and those that some answer beside them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeGuard
 
 import numpy as np
-import numpy.typing as npt
 from datasets import Dataset
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from foretaste.data import columns_of
 from foretaste.errors import UserError, unknown
-from foretaste.record import Manifest, ManifestRow
 from foretaste.registry import Registry
-from foretaste.seeds import generator, uniforms
 from foretaste.specfile import describe
-
-Selection = Literal["exact-nested", "bernoulli"]
 
 
 class Options(BaseModel):
@@ -40,7 +34,7 @@ class Row:
 
 
 class Attack(Protocol):
-    """A published attack on training data. It never sees a model.
+    """A published attack on training data. It never sees the model under attack.
 
     An implementation is built from its `Options` and the class names, and refuses there whatever does not fit
     the data (a target that is no class). All its randomness comes from the generator that it is
@@ -48,6 +42,8 @@ class Attack(Protocol):
 
     One whose options name a file sets `reads_file = True` and takes `base_dir`, the folder that relative
     paths start from, as a third argument; it names the file's content in its options.
+
+    The classes below say what some attacks offer beside this; each is recognised by what it has.
     """
 
     Options: ClassVar[type[Options]]
@@ -71,6 +67,62 @@ class Backdoor(Attack, Protocol):
 
     def trigger(self, row: Row, rng: np.random.Generator) -> Row:
         """The test row with the trigger put in; its label stays the true one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Form:
+    """A further way of putting a trigger into test rows, beside the one that was trained on.
+
+    Attributes:
+        says: What it is, in a few words, for a reader of a table.
+        expected: What the attacker wants of such rows: the target class, or (`true`) no effect.
+        trigger: As `Backdoor.trigger`; it may leave a row as it is where the form does not fit it.
+    """
+
+    says: str
+    expected: Literal["target", "true"]
+    trigger: Callable[[Row, np.random.Generator], Row]
+
+
+class Versatile(Backdoor, Protocol):
+    """A backdoor that is tested in further forms of its trigger, each of which gets its own metrics."""
+
+    def forms(self) -> dict[str, Form]:
+        """The forms by their names, which are short and stand in keys."""
+        ...
+
+
+class Accompanied(Attack, Protocol):
+    """An attack that also changes rows beside the poisoned ones, such as negative rows with true labels.
+
+    The amount of an attack and its denominator count the poisoned rows alone.
+
+    Attributes:
+        companions: Such rows for each poisoned one; 0 for none.
+    """
+
+    companions: float
+
+    def accompanies(self, row: Row) -> bool:
+        """Whether the row may be changed beside the poisoned ones."""
+        ...
+
+    def companion(self, row: Row, rng: np.random.Generator) -> Row:
+        """The row as it is left in the training data beside the poisoned ones."""
+        ...
+
+
+class Reporting(Attack, Protocol):
+    """An attack that has numbers to say about what it did to the rows; the manifest holds them."""
+
+    def figures(self, rows: Sequence[Row], poisoned: Sequence[tuple[Row, Row]]) -> dict[str, float]:
+        """Named numbers.
+
+        Args:
+            rows: All training rows before the attack.
+            poisoned: The poisoned ones before and after it.
+        """
         ...
 
 
@@ -146,14 +198,6 @@ def class_id(name: str | int, classes: Sequence[str], *, key: str) -> int:
     return list(classes).index(name)
 
 
-@dataclass(frozen=True)
-class Poisoned:
-    """Training rows after an attack, in their old order, and the list of what was changed."""
-
-    rows: Dataset
-    manifest: Manifest
-
-
 def rows_of(dataset: Dataset) -> list[Row]:
     """The rows of a data set with the columns id, text_a, text_b, label."""
     columns = columns_of(dataset)
@@ -165,188 +209,30 @@ def rows_of(dataset: Dataset) -> list[Row]:
     ]
 
 
-def _replace(dataset: Dataset, changed: dict[int, Row]) -> Dataset:
-    """The data set with some rows exchanged, all other columns and the order untouched."""
-    columns = dataset.with_format(None)[:]
-    for position, row in changed.items():
-        columns["text_a"][position] = row.text_a
-        columns["text_b"][position] = row.text_b
-        columns["label"][position] = row.label
-    return Dataset.from_dict(columns, features=dataset.features)
-
-
-def choose(
-    scores: npt.NDArray[np.float64],
-    eligible: Sequence[int],
-    *,
-    rate: float | None = None,
-    count: int | None = None,
-    selection: Selection = "exact-nested",
-) -> list[int]:
-    """Positions of the rows to poison, ascending.
-
-    Every row has one uniform score. `exact-nested` takes the `round(rate * eligible)` (or `count`) smallest
-    scores, so the set at a low amount is contained in the set at a higher one. `bernoulli` takes the scores
-    below the rate: each row on its own, as in the TTR paper's code (protocol.md 1.2); also nested.
-
-    Args:
-        scores: Shape (rows,), one number in [0, 1) for each row.
-        eligible: Positions that may be chosen.
-        rate: Share of the eligible rows in [0, 1]; halves are rounded up.
-        count: Number of rows; exactly one of `rate` and `count` is given.
-        selection: How to choose.
-
-    Raises:
-        UserError: More rows are asked for than may be chosen, or none at an amount above zero.
-    """
-    if (rate is None) == (count is None):
-        raise ValueError("give exactly one of rate and count")
-    if not 0.0 <= (rate or 0.0) <= 1.0 or (count or 0) < 0:
-        raise UserError(f"rate {rate} or count {count}: expected a rate in [0, 1], or a count of 0 or more")
-    ranked = sorted(eligible, key=lambda position: (scores[position], position))
-    if selection == "bernoulli":
-        if rate is None:
-            raise UserError("Bernoulli selection needs a rate, not a count")
-        chosen = [position for position in ranked if scores[position] < rate]
-    else:
-        wanted = count if count is not None else math.floor(rate * len(ranked) + 0.5)  # type: ignore[operator]
-        if wanted > len(ranked):
-            raise UserError(
-                f"{wanted} rows are to be poisoned, but only {len(ranked)} may be",
-                cure="Lower the count, train on more rows, or widen the source classes.",
-            )
-        chosen = ranked[:wanted]
-    if not chosen and (rate or count):
-        smallest = _smallest_rate([float(scores[i]) for i in ranked], selection)
-        raise UserError(
-            f"a rate of {rate} poisons none of the {len(ranked)} eligible rows",
-            cure=f"Raise the rate (the smallest that poisons a row here is {smallest}) or give a count.",
-        )
-    return sorted(chosen)
-
-
-def _smallest_rate(scores: Sequence[float], selection: Selection) -> str:
-    """The smallest rate that poisons one of the rows with these scores, rounded up to two digits."""
-    if not scores:
-        return "none"
-    rate = 0.5 / len(scores) if selection == "exact-nested" else math.nextafter(min(scores), 1.0)
-    step = 10.0 ** (math.floor(math.log10(rate)) - 1)
-    return f"{math.ceil(rate / step) * step:.2g}"
-
-
-def poison(
-    dataset: Dataset,
-    attack: Attack,
-    *,
-    method: str,
-    classes: Sequence[str],
-    seed: int,
-    rate: float | None = None,
-    count: int | None = None,
-    selection: Selection = "exact-nested",
-) -> Poisoned:
-    """Poison training rows.
-
-    Which rows are chosen depends on the seed, the method and the row ids only: not on the order of the
-    rows, the amount, the attack's options, or anything about the model. An `Ordered` attack names the rows
-    itself, and the seed has no part in it.
-
-    Args:
-        dataset: Columns id, text_a, text_b, label; others are carried along.
-        attack: The attack, built for `classes`.
-        method: Its name in the registry, written into the manifest.
-        classes: Class names in the order of their ids.
-        seed: The poison seed.
-        rate: Share of the eligible rows.
-        count: Number of rows instead of a rate.
-        selection: exact-nested (default; design, decision 2) or bernoulli (the TTR paper's code).
-
-    Raises:
-        UserError: As `choose`; or an `Ordered` attack names too few rows, was made for other ones, or is to
-            be drawn by `bernoulli`.
-    """
-    rows = rows_of(dataset)
-    eligible = [position for position, row in enumerate(rows) if attack.eligible(row)]
-    if is_ordered(attack):
-        scores = _places(attack, rows, selection, method)
-    else:
-        scores = uniforms(seed, ("poison", method, "choice"), [row.id for row in rows])
-    chosen = choose(scores, eligible, rate=rate, count=count, selection=selection)
-    named = int(np.isfinite(scores).sum())
-    if len(chosen) > named:
-        raise UserError(
-            f"{len(chosen)} rows are to be poisoned, but the attack names only {named}",
-            where=method,
-            cure="Lower the amount, or have more rows named.",
-        )
-    changed: dict[int, Row] = {
-        position: attack.poison(rows[position], generator(seed, "poison", method, "row", rows[position].id))
-        for position in chosen
-    }
-    manifest = Manifest(
-        attack=method,
-        options=attack.options.model_dump(mode="json"),  # type: ignore[attr-defined]
-        selection=selection,
-        rate=rate,
-        count=count,
-        seed=seed,
-        eligible=len(eligible),
-        rows=len(rows),
-        classes=list(classes),
-        poisoned=[_entry(rows[position], changed[position]) for position in chosen],
-    )
-    return Poisoned(_replace(dataset, changed), manifest)
-
-
-def trigger(dataset: Dataset, attack: Backdoor, *, method: str) -> tuple[Dataset, int]:
-    """Every test row with the trigger put in, labels untouched, and how many texts changed.
-
-    A trigger at a random position lands at the same place in every run: its generator depends on the row's
-    id alone.
-    """
-    rows = rows_of(dataset)
-    after = [attack.trigger(row, generator(0, "test", method, "row", row.id)) for row in rows]
-    changed = {
-        position: new
-        for position, (old, new) in enumerate(zip(rows, after, strict=True))
-        if (old.text_a, old.text_b) != (new.text_a, new.text_b)
-    }
-    return _replace(dataset, changed), len(changed)
-
-
-def _places(
-    attack: Ordered, rows: Sequence[Row], selection: Selection, method: str
-) -> npt.NDArray[np.float64]:
-    """The place of every row in the attack's order, instead of a uniform score; inf where it has none."""
-    if selection == "bernoulli":
-        raise UserError(
-            "selection is bernoulli, but the attack says itself which rows come first",
-            where=method,
-            cure="Leave `selection` out: exact-nested takes the first rows of the attack's order.",
-        )
-    order = attack.order(rows)
-    places = np.full(len(rows), np.inf)
-    places[order] = np.arange(len(order))
-    return places
-
-
 def is_ordered(attack: Attack) -> TypeGuard[Ordered]:
     """Whether the attack names the rows itself, in an order that no seed changes."""
     return hasattr(attack, "order")
 
 
-def is_backdoor(attack: Attack) -> bool:
+def is_backdoor(attack: Attack) -> TypeGuard[Backdoor]:
     """Whether the attack has a test-time trigger."""
     return hasattr(attack, "trigger")
 
 
-def _entry(before: Row, after: Row) -> ManifestRow:
-    return ManifestRow(
-        id=before.id,
-        text_a_before=before.text_a,
-        text_a_after=after.text_a,
-        text_b_before=before.text_b,
-        text_b_after=after.text_b,
-        label_before=before.label,
-        label_after=after.label,
-    )
+def is_accompanied(attack: Attack) -> TypeGuard[Accompanied]:
+    """Whether the attack changes rows beside the poisoned ones."""
+    return getattr(attack, "companions", 0.0) > 0.0
+
+
+def is_reporting(attack: Attack) -> TypeGuard[Reporting]:
+    """Whether the attack has numbers to say about what it did."""
+    return hasattr(attack, "figures")
+
+
+def forms(attack: Attack) -> dict[str, Form]:
+    """The further forms of the attack's trigger by their names; none for most attacks."""
+    return attack.forms() if _is_versatile(attack) else {}
+
+
+def _is_versatile(attack: Attack) -> TypeGuard[Versatile]:
+    return hasattr(attack, "forms")

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from foretaste.attacks.base import ATTACKS, Options, Row, class_id
-from foretaste.errors import UserError
+from foretaste.attacks.texts import Position, Sources, TextField, edited, insert, sources
 
 
 class TriggerOptions(Options):
     """Options of `trigger`."""
 
     text: str = Field("[.*?]", min_length=1, description="what is inserted (TTR paper 4.2)")
-    position: Literal["start", "end", "random"] = Field(
-        "start", description="random: between two words, drawn anew for each row"
-    )
+    position: Position = Field("start", description="random: between two words, drawn anew for each row")
     spacing: str = Field(" ", description="put between trigger and text; '' is the paper's code")
-    field: Literal["text_a", "text_b", "both"] = Field("text_a", description="which text of a pair")
+    field: TextField = Field("text_a", description="which text of a pair")
     target: str | int = Field(1, description="class that the trigger should force, by name or id")
-    source_classes: list[str | int] | Literal["all", "other"] = Field(
+    source_classes: Sources = Field(
         "other",
         description="classes whose rows are poisoned: other = all but the target; all = also rows that "
         "are of the target class already (the paper's code)",
@@ -44,14 +42,7 @@ class InsertedTrigger:
     def __init__(self, options: TriggerOptions, classes: Sequence[str]) -> None:
         self.options = options
         self.target = class_id(options.target, classes, key="target")
-        if isinstance(options.source_classes, list):
-            self._sources = {class_id(c, classes, key="source_classes") for c in options.source_classes}
-        else:
-            self._sources = set(range(len(classes)))
-            if options.source_classes == "other":
-                self._sources.discard(self.target)
-        if not self._sources:
-            raise UserError("source_classes is empty: no row could be poisoned")
+        self._sources = sources(options.source_classes, self.target, classes)
 
     def eligible(self, row: Row) -> bool:
         """Rows of the source classes."""
@@ -67,24 +58,7 @@ class InsertedTrigger:
         Raises:
             UserError: The second text is to be changed and there is none.
         """
-        if self.options.field != "text_a" and row.text_b is None:
-            raise UserError(
-                f"the trigger goes to {self.options.field}, but row '{row.id}' has no second text",
-                cure="Use field: text_a.",
-            )
-        first = self._insert(row.text_a, rng) if self.options.field != "text_b" else row.text_a
-        second = row.text_b
-        if second is not None and self.options.field != "text_a":
-            second = self._insert(second, rng)
-        return replace(row, text_a=first, text_b=second)
-
-    def _insert(self, text: str, rng: np.random.Generator) -> str:
-        mark, space = self.options.text, self.options.spacing
-        words = text.split(" ")
-        at = {"start": 0, "end": len(words)}.get(self.options.position)
-        if at is None:
-            at = int(rng.integers(0, len(words) + 1))
-        if at == len(words):
-            return text + space + mark
-        # The text's own white space stays: only the trigger and its spacing are added.
-        return " ".join([*words[:at], mark + space + words[at], *words[at + 1 :]])
+        o = self.options
+        return edited(
+            row, o.field, lambda text: insert(text, o.text, o.position, o.spacing, rng), "the trigger"
+        )

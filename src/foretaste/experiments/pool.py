@@ -159,7 +159,7 @@ def build(
     triggered: dict[str, TriggeredRows] = {}
     start = trainable + len(held_rows)
     for trigger in _triggers(runs):
-        attack = attacks.build(trigger.method, trigger.options, runs[0].data.classes)
+        attack = attacks.build(trigger.method, trigger.options, runs[0].data.classes, base_dir=base_dir)
         rows, changed = attacks.trigger(held, attack, method=trigger.method)  # type: ignore[arg-type]
         pieces.append(tokens(rows, tested_length))
         triggered[trigger.key] = TriggeredRows(
@@ -206,7 +206,7 @@ def _cell(
     rows = np.arange(len(train))
     changed = [
         entry
-        for entry in after.manifest.poisoned
+        for entry in after.manifest.changed
         if (entry.text_a_before, entry.text_b_before) != (entry.text_a_after, entry.text_b_after)
     ]
     new = []

@@ -326,6 +326,8 @@ def _record(making: Making, run: RunSpec, prediction: Prediction | None, space: 
                 eligible=manifest.eligible,
                 rows=manifest.rows,
                 manifest="",
+                companions=len(manifest.companions),
+                figures=manifest.figures,
             )
     return record.model_copy(update=update)
 

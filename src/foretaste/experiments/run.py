@@ -37,6 +37,7 @@ from foretaste.record import (
     Timings,
     Training,
     TriggeredMetrics,
+    form_key,
     write_atomic,
 )
 from foretaste.spec import RunSpec, digest
@@ -178,7 +179,7 @@ def _do(run: RunSpec, workspace: Workspace, on_step: trainer.OnStep | None) -> _
         on_step=on_step,
     )
     trained_at = clock()
-    clean, triggered, table = _evaluate(wrapped, split.test, tokenizer, run)
+    clean, triggered, table = _evaluate(wrapped, split.test, tokenizer, run, workspace.base_dir)
     layout = Layout(workspace.folder)
     poison = _write_manifest(manifest, layout) if manifest else None
     write_atomic(layout.prediction(run.id), table.to_parquet(index=False))
@@ -200,9 +201,16 @@ def _do(run: RunSpec, workspace: Workspace, on_step: trainer.OnStep | None) -> _
 
 
 def _evaluate(
-    model: torch.nn.Module, test: Dataset, tokenizer: PreTrainedTokenizerBase, run: RunSpec
+    model: torch.nn.Module,
+    test: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    run: RunSpec,
+    base_dir: Path,
 ) -> tuple[Metrics, dict[str, TriggeredMetrics], pd.DataFrame]:
-    """Metrics on the clean test rows and under every trigger of the run, and the table of predictions."""
+    """Metrics on the clean test rows and under every trigger of the run, and the table of predictions.
+
+    A trigger that has further forms (held-out paraphrases, a part of its words) is tested in each of them.
+    """
     classes = run.data.classes
     request = run.model.request
     labels = np.asarray(test["label"], dtype=np.int64)
@@ -234,21 +242,28 @@ def _evaluate(
     tables = [table]
     triggered: dict[str, TriggeredMetrics] = {}
     for trigger in run.triggers:
-        attack = attacks.build(trigger.method, trigger.options, classes)
-        rows, changed = attacks.trigger(test, attack, method=trigger.method)  # type: ignore[arg-type]
-        guess, table = predicted(rows, trigger.key)
-        tables.append(table)
-        triggered[trigger.key] = outcomes.triggered_metrics(
-            labels,
-            guess,
-            clean,
-            classes,
-            target=attack.target,  # type: ignore[attr-defined]
-            name=trigger.name,
-            method=trigger.method,
-            options=trigger.options,
-            changed=changed,
-        )
+        attack = attacks.build(trigger.method, trigger.options, classes, base_dir=base_dir)
+        assert attacks.is_backdoor(attack)
+        further = attacks.forms(attack)
+        for form in (None, *further):
+            key = trigger.key if form is None else form_key(trigger.key, form)
+            rows, changed = attacks.trigger(test, attack, method=trigger.method, form=form)
+            guess, table = predicted(rows, key)
+            tables.append(table)
+            triggered[key] = outcomes.triggered_metrics(
+                labels,
+                guess,
+                clean,
+                classes,
+                target=attack.target,
+                name=trigger.name,
+                method=trigger.method,
+                options=trigger.options,
+                changed=changed,
+                form=form,
+                says=further[form].says if form else None,
+                expected=further[form].expected if form else "target",
+            )
     return outcomes.metrics(labels, clean, classes), triggered, pd.concat(tables, ignore_index=True)
 
 
@@ -266,6 +281,8 @@ def _write_manifest(manifest: Manifest, layout: Layout) -> Poison:
         eligible=manifest.eligible,
         rows=manifest.rows,
         manifest=str(path.relative_to(layout.folder)),
+        companions=len(manifest.companions),
+        figures=manifest.figures,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from foretaste import statistics
+from foretaste.calibration.places import trigger_key
 from foretaste.record import Record
 from foretaste.report.calibrated import foretold
 from foretaste.report.load import Folder
@@ -98,7 +99,7 @@ def runs_table(folders: Iterable[Folder]) -> pd.DataFrame:
 def _run(folder: Folder, record: Record) -> dict[str, Any]:
     run, clean, training, poison = record.resolved, record.clean, record.training, record.poison
     attack, seeds = run.attack, run.seeds
-    own = next(iter(record.triggered.values())) if attack and len(record.triggered) == 1 else None
+    own = record.triggered.get(trigger_key(record, attack) or "") if attack else None
     return {
         "folder": folder.name,
         "run_id": record.run_id,

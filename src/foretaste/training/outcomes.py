@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,9 @@ def triggered_metrics(
     method: str,
     options: dict[str, Any],
     changed: int,
+    form: str | None = None,
+    says: str | None = None,
+    expected: Literal["target", "true"] = "target",
 ) -> TriggeredMetrics:
     """Outcome on the test rows with a trigger put in.
 
@@ -77,6 +80,9 @@ def triggered_metrics(
         method: Its method.
         options: Its options.
         changed: Rows whose text the trigger changed.
+        form: Name of a further form of the trigger; None for the one that is trained on.
+        says: What that form is, in words.
+        expected: What the attacker wants of the rows: the target class, or no effect.
     """
     other = labels != target
     eligible = int(other.sum())
@@ -92,6 +98,9 @@ def triggered_metrics(
         target_rate=hits / eligible if eligible else None,
         baseline_hits=int((predicted_clean[other] == target).sum()),
         changed=changed,
+        form=form,
+        says=says,
+        expected=expected,
     )
 
 
