@@ -93,6 +93,8 @@ def mean_gradient(
         outputs: Of the model.
         names: Parameters whose gradient is wanted.
     """
+    if not names:
+        return {}
     wanted = [model.get_parameter(name) for name in names]
     total = [torch.zeros_like(p) for p in wanted]
     order = sorted(rows, key=lambda row: (inputs.lengths[row], row))
