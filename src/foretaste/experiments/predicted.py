@@ -40,8 +40,8 @@ NORMAL_90 = 1.6449
 """Two-sided 90 % of a normal distribution."""
 
 ACCURACY_ERROR, ASR_ERROR = 0.04, 0.15
-"""Standard deviations of what the model of training gets wrong, before it is calibrated on measured cells.
-From the cells of docs/results.md, "Predictions"."""
+"""Standard deviations of what the model of training gets wrong, before it is calibrated on measured cells:
+about twice what SST-2 shows (docs/results.md, "Predictions"), since other tasks may fare worse."""
 
 BENT, BROKEN = 0.5, 1.0
 """Relative errors of the linearised model, over the distance that training goes, from which a cell is
