@@ -21,6 +21,7 @@ from foretaste.spec import (
     KernelSpec,
     MeasureSpec,
     ModelSpec,
+    PredictSpec,
     SeedGrid,
     TrainingSpec,
 )
@@ -35,6 +36,7 @@ SECTIONS: list[tuple[str, type[BaseModel]]] = [
     ("attacks[]", AttackSpec),
     ("training", TrainingSpec),
     ("kernel", KernelSpec),
+    ("predict", PredictSpec),
     ("seeds, when crossed", SeedGrid),
 ]
 

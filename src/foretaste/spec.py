@@ -248,9 +248,10 @@ class PredictSpec(Strict):
         description="rows that shares are predicted on: training rows that the draw leaves out, "
         "or else a fifth of those drawn; never test rows",
     )
-    references: PositiveInt = Field(
-        3,
-        description="amounts of label flips at which gradients are captured anew, with the head fitted there",
+    references: NonNegativeInt = Field(
+        0,
+        description="amounts of label flips at which gradients are captured anew, with the head fitted "
+        "there; each costs a capture, and showed no gain (docs/results.md)",
     )
     entries: PositiveInt = Field(
         131_072, description="entries that are kept of a row's gradient, of each arm and part"
