@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foretaste import data
@@ -129,7 +129,7 @@ def measure(
         done, problems = store.finished(layout)
         wanted = [run for run in planned.runs if only is None or only(run)]
         missing = [run for run in wanted if run.id not in done]
-        watcher.planned(planned, missing, problems)
+        watcher.planned(replace(planned, runs=wanted), missing, problems)
         workspace = Workspace(
             folder=folder,
             base_dir=base_dir,
