@@ -27,7 +27,7 @@ LORA = {"method": "lora", "r": 4}
 REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown attack": (
         {"attacks": [{"method": "triger", "rates": [0.1]}]},
-        ["attacks.0: unknown attack 'triger'", "label-flip, trigger)", "Did you mean 'trigger'?"],
+        ["attacks.0: unknown attack 'triger'", "style, trigger)", "Did you mean 'trigger'?"],
     ),
     "unknown option of an attack": (
         {"attacks": trigger(txt="mn")},
