@@ -77,13 +77,20 @@ def judge(
         level = "outside"
         reasons.append("adafactor is not modelled; AdamW is predicted in its place")
     if arm.key in reference.movements:
-        error = reference.movements[arm.key].at(distance)
+        checked = reference.movements[arm.key]
+        error = checked.at(distance)
         if error >= BROKEN:
             level = "outside"
         elif error >= BENT and level == "valid":
             level = "doubtful"
         if error >= BENT:
             reasons.append(f"outputs are not linear in the weights over this distance (error {error:.0%})")
+        if distance > checked.distances[-1]:
+            level = "doubtful" if level == "valid" else level
+            reasons.append(
+                f"training moves the outputs by {distance:.1f}; linearity was checked up to "
+                f"{checked.distances[-1]:g}"
+            )
     elif level == "valid":
         level = "doubtful"
         reasons.append("linearity in the weights was not checked for this method")
