@@ -16,7 +16,7 @@ from foretaste.kernels.capture import Inputs, Outputs
 
 Float = npt.NDArray[np.float64]
 
-DISTANCES = np.array([0.5, 1.0, 2.0])
+DISTANCES = np.array([0.5, 1.0, 2.0, 4.0, 8.0])
 """Root mean square changes of the outputs at which linearity is checked; a margin of 1 is odds of 2.7."""
 
 
