@@ -22,10 +22,13 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("spec", "specfile", "record", "assets", "wheels", "locks"),
     ("theory", "data", "statistics"),
     ("attacks", "models", "calibration"),
+    ("hypotheses",),
     ("kernels", "training"),
     ("indicators", "prediction"),
+    ("instruct",),
     ("experiments", "report"),
     ("presets", "notebook"),
+    ("reproduction",),
     ("api",),
     ("cli",),
 )

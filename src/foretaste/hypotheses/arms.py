@@ -1,0 +1,160 @@
+"""Arms by their settings: full fine-tuning or plain LoRA, its rank, scale, variance of A, effective step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foretaste.calibration.places import natural
+from foretaste.record import Record
+from foretaste.spec import ResolvedAdapter, TrainingSpec, canonical_json, digest
+
+KAIMING = "kaiming-uniform"
+KAIMING_K = 1 / 3  # peft's own init: kaiming_uniform with a = sqrt 5, so Var(A_ij) = 1 / (3 n_in)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One adapter with one training, whatever it is called.
+
+    Attributes:
+        name: As the user named it, where several names were given the first in natural order.
+        k: Variance of LoRA's A times n_in; None when it is no LoRA or cannot be known from the records.
+    """
+
+    key: str
+    name: str
+    adapter: ResolvedAdapter
+    training: TrainingSpec
+    k: float | None
+
+    @property
+    def full(self) -> bool:
+        """Full fine-tuning."""
+        return self.adapter.method == "full"
+
+    @property
+    def lora(self) -> bool:
+        """LoRA as in the TTR paper: A and B trained, B zero at first, no decomposition of weights."""
+        config = self.adapter.config
+        return (
+            self.adapter.method in ("lora", "rslora")
+            and self.adapter.freeze is None
+            and not config.get("use_dora", False)
+            and config.get("init_lora_weights", True) is True
+        )
+
+    @property
+    def rank(self) -> int:
+        """LoRA's r."""
+        return int(self.adapter.config["r"])
+
+    @property
+    def alpha(self) -> float:
+        """LoRA's alpha."""
+        return float(self.adapter.config["lora_alpha"])
+
+    @property
+    def rank_stabilised(self) -> bool:
+        """The scale is alpha / sqrt(r) and not alpha / r."""
+        return bool(self.adapter.config.get("use_rslora", False))
+
+    @property
+    def scale(self) -> float:
+        """s, which stands before B A."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
+
+    @property
+    def law(self) -> str:
+        """Distribution of A's entries at initialisation."""
+        return self.adapter.init.law if self.adapter.init else KAIMING
+
+    @property
+    def usual_start(self) -> bool:
+        """A starts as peft starts it."""
+        return self.law == KAIMING and self.k is not None and math.isclose(self.k, KAIMING_K, rel_tol=0.01)
+
+    @property
+    def rate(self) -> float:
+        """Learning rate."""
+        assert self.training.learning_rate is not None  # planning fills it in
+        return self.training.learning_rate
+
+    @property
+    def step(self) -> float | None:
+        """How far one step moves the outputs, up to a factor that ranks and variances share.
+
+        SGD: learning rate x s^2 r k, the scale of LoRA's kernel. Adam: learning rate x s r sqrt(k), because a
+        step has the sign of the gradient but not its size (theory.md, section 10). None for an optimiser
+        that is neither, and where k is unknown.
+        """
+        if self.k is None:
+            return None
+        if self.training.optimizer == "sgd":
+            return self.rate * self.scale**2 * self.rank * self.k
+        if self.training.optimizer == "adamw":
+            return self.rate * self.scale * self.rank * math.sqrt(self.k)
+        return None
+
+    @property
+    def rest(self) -> dict[str, Any]:
+        """The training beside the learning rate."""
+        return self.training.model_dump(mode="json", exclude={"learning_rate"})
+
+    @property
+    def label(self) -> str:
+        """Name and learning rate."""
+        return f"{self.name} at {self.rate:g}"
+
+
+def arm_key(record: Record) -> str:
+    """Equal for equal settings."""
+    run = record.resolved
+    adapter = run.adapter.model_dump(mode="json", exclude={"name"})
+    return digest([adapter, run.training.model_dump(mode="json")])[:12]
+
+
+def arm_of(records: Sequence[Record]) -> Arm:
+    """The arm of records that share an arm key."""
+    run = records[0].resolved
+    return Arm(
+        key=arm_key(records[0]),
+        name=min((record.resolved.adapter.name for record in records), key=natural),
+        adapter=run.adapter,
+        training=run.training,
+        k=_variance(run.adapter, records),
+    )
+
+
+def family(arm: Arm, *, without: Sequence[str], init: bool) -> str:
+    """Equal for LoRA arms that differ in nothing but some config fields and the learning rate.
+
+    Args:
+        arm: A LoRA arm.
+        without: Config fields that may differ.
+        init: The start of A must be equal too; otherwise its law must.
+    """
+    adapter = arm.adapter
+    start = adapter.init.model_dump(mode="json") if adapter.init else None
+    return canonical_json(
+        {
+            "config": {key: value for key, value in adapter.config.items() if key not in without},
+            "init": start if init else arm.law,
+            "training": arm.rest,
+        }
+    )
+
+
+def _variance(adapter: ResolvedAdapter, records: Sequence[Record]) -> float | None:
+    if "r" not in adapter.config:
+        return None
+    init = adapter.init
+    if init is not None and init.k is not None:
+        return init.k
+    if init is None or init.law == KAIMING:
+        return KAIMING_K if adapter.config.get("init_lora_weights", True) is True else None
+    # The other laws have a conventional k that depends on the layers' shapes: what was requested is recorded.
+    checks = [record.training.init for record in records if record.training and record.training.init]
+    return checks[0].k_requested if checks else None
