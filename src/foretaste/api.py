@@ -40,6 +40,7 @@ def poison(
     seed: int = 0,
     columns: Columns | None = None,
     labels: Sequence[str] | None = None,
+    base_dir: str | Path | None = None,
     **options: Any,
 ) -> Poisoned:
     """Poison a data set in memory.
@@ -53,6 +54,7 @@ def poison(
         seed: Decides which rows are chosen, and how.
         columns: Names of the columns.
         labels: Class names in the order of their ids.
+        base_dir: Folder that relative paths in the options start from; the working folder by default.
         **options: The attack's own options, such as `text="cf"`.
 
     Returns:
@@ -64,7 +66,7 @@ def poison(
     from foretaste import data
 
     loaded = data.from_dataset(rows, columns=columns, labels=list(labels) if labels else None)
-    return _poison(loaded.train, loaded.classes, attack, rate, count, selection, seed, options)
+    return _poison(loaded.train, loaded.classes, attack, rate, count, selection, seed, base_dir, options)
 
 
 def poison_file(
@@ -80,6 +82,7 @@ def poison_file(
     seed: int = 0,
     columns: Columns | None = None,
     labels: Sequence[str] | None = None,
+    base_dir: str | Path | None = None,
     **options: Any,
 ) -> Manifest:
     """Write a poisoned copy of a data file with all its columns, and a manifest of the changed rows.
@@ -95,6 +98,7 @@ def poison_file(
         seed: Decides which rows are chosen, and how.
         columns: Names of the columns.
         labels: Class names in the order of their ids.
+        base_dir: Folder that relative paths in the options start from; the working folder by default.
         **options: The attack's own options.
 
     Raises:
@@ -105,7 +109,7 @@ def poison_file(
     if target.exists() and target.samefile(source):
         raise UserError("input and output are the same file", where=str(target))
     file = data.read_rows(source, columns, labels=labels)
-    poisoned = _poison(file.rows, file.classes, attack, rate, count, selection, seed, options)
+    poisoned = _poison(file.rows, file.classes, attack, rate, count, selection, seed, base_dir, options)
     data.write_rows(file, poisoned.rows, target)
     write_atomic(manifest, poisoned.manifest.model_dump_json(indent=1))
     return poisoned.manifest
@@ -119,6 +123,7 @@ def _poison(
     count: int | None,
     selection: str,
     seed: int,
+    base_dir: str | Path | None,
     options: Mapping[str, Any],
 ) -> Poisoned:
     from foretaste import attacks
@@ -126,12 +131,13 @@ def _poison(
     if (rate is None) == (count is None):
         raise UserError("give a rate or a count, one of the two")
     amount = {"rates": [rate]} if rate is not None else {"counts": [count]}
+    place = Path(base_dir) if base_dir is not None else None
     spec = validate(
         {"method": attack, "selection": selection, **amount, **options}, AttackSpec, origin="poison"
     )
     return attacks.poison(
         rows,
-        attacks.build(attack, spec.options, classes),
+        attacks.build(attack, spec.options, classes, base_dir=place),
         method=attack,
         classes=classes,
         seed=seed,

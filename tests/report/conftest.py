@@ -18,9 +18,10 @@ from foretaste.report import Frames, build, load
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three arms, two attacks, two amounts, three seeds; one collapsed, one diverged, one in error.
 
-    Every cell is predicted too, one of them outside the theory.
+    Every cell is predicted too, one of them outside the theory; the trigger is also tested in two more forms.
     """
-    sweep = Sweep(tmp_path_factory.mktemp("sweeps") / "small")
+    forms = {"trigger": {"other": ("another bracket", "target"), "half": ("half of it", "true")}}
+    sweep = Sweep(tmp_path_factory.mktemp("sweeps") / "small", forms=forms)
     sweep.fill(("full", "lora-r8", "lora-r64"), (0.001, 0.1), range(3))
     sweep.add("lora-r8", "label-flip", rate=0.1, seed=1, collapsed=True, accuracy=0.5)
     sweep.add("full", "trigger", rate=0.1, seed=2, status="diverged", notes=["Careful: <i>note</i>."])

@@ -27,6 +27,7 @@ from foretaste.record import (
     Timings,
     Training,
     TriggeredMetrics,
+    form_key,
     write_atomic,
 )
 from foretaste.seeds import Seeds, generator
@@ -47,7 +48,17 @@ from foretaste.spec import (
 
 SCRIPT = "<script>alert('x')</script> A film & a half"
 TRIGGER_TEXT = "[.*?]"
-METHODS = {"label-flip": None, "trigger": TRIGGER_TEXT, "multi-trigger": "apple banana orange"}
+METHODS = {
+    "label-flip": None,
+    "trigger": TRIGGER_TEXT,
+    "multi-trigger": "apple banana orange",
+    "instruction": "Please follow.",
+}
+# What a further form is, and what the attacker wants of it.
+FORMS = {
+    "instruction": {"held-out": ("held-out paraphrases of the instruction", "target")},
+    "multi-trigger": {"1-of-3": ("1 of the 3 words", "true"), "2-of-3": ("2 of the 3 words", "true")},
+}
 
 
 class Sweep:
@@ -60,6 +71,7 @@ class Sweep:
         pair: Rows have two texts.
         test_rows: Rows of the synthetic test set.
         lift: Added to the accuracy of every run.
+        forms: Further forms of the triggers, by attack; with what each says and wants.
     """
 
     def __init__(
@@ -72,6 +84,7 @@ class Sweep:
         test_rows: int = 200,
         lift: float = 0.0,
         learning_rate: float = 5e-4,
+        forms: Mapping[str, Mapping[str, tuple[str, str]]] = FORMS,
     ) -> None:
         self.layout = Layout(folder)
         self.classes = list(classes)
@@ -79,6 +92,7 @@ class Sweep:
         self.pair = pair
         self.test_rows = test_rows
         self.lift = lift
+        self.forms = forms
         self.training = TrainingSpec(learning_rate=learning_rate, epochs=3.0)
         self.triggers = [
             Trigger(name=name, method=name, options={"text": METHODS[name]})
@@ -101,12 +115,21 @@ class Sweep:
         flip: float | None = None,
         predictions: bool = True,
         notes: Iterable[str] = (),
+        forms: Mapping[str, float] | None = None,
+        changed: int | None = None,
+        companions: int = 0,
+        figures: Mapping[str, float] | None = None,
     ) -> Record:
-        """Write one record; numbers that are not given are drawn from the run's own seed."""
+        """Write one record; numbers that are not given are drawn from the run's own seed.
+
+        `forms` are the target rates of further forms by name: forms that are not named were not tested.
+        `changed` is how many test rows each of them changed, all by default.
+        """
         seeds = Seeds.all(seed) if isinstance(seed, int) else seed
         run = self._run(arm, attack, rate, count, seeds)
         rng = generator(seeds.init, "factory", arm, attack or "clean", str(rate), str(count))
         numbers = self._numbers(arm, attack, rate, count, rng, accuracy, asr, flip)
+        shares = forms if forms is not None else self._form_shares(attack, numbers, seeds)
         done = status == "completed"
         record = Record.model_validate(
             {
@@ -124,10 +147,15 @@ class Sweep:
                 "timings": Timings(load=1.0, probe=0.5, train=20.0, evaluate=3.0, total=24.5)
                 if done
                 else None,
-                "poison": self._poison(run, seeds) if attack else None,
+                "poison": self._poison(run, seeds, companions, figures or {}) if attack else None,
                 "training": self._training(arm, rng, diverged=not done),
                 "clean": self._metrics(numbers["accuracy"], collapsed) if done else None,
-                "triggered": self._triggered(run, numbers, collapsed) if done else {},
+                "triggered": {
+                    **self._triggered(run, numbers, collapsed),
+                    **self._further(run, shares, collapsed, changed),
+                }
+                if done
+                else {},
                 "predictions": f"predictions/{run.id}.parquet" if predictions and done else None,
                 "notes": list(notes),
             }
@@ -340,7 +368,33 @@ class Sweep:
             for trigger in run.triggers
         }
 
-    def _poison(self, run: RunSpec, seeds: Seeds) -> Poison:
+    def _form_shares(
+        self, attack: str | None, numbers: Mapping[str, float], seeds: Seeds
+    ) -> dict[str, float]:
+        """Target rates of every form of every trigger; a form that is no use has half of the trigger's."""
+        rng = generator(seeds.init, "factory", "forms", attack or "clean")
+        share = numbers["asr"] if attack else numbers["flip"]
+        return {
+            name: float(np.clip((share if wanted == "target" else share / 2) + rng.normal(0, 0.02), 0, 1))
+            for forms in self.forms.values()
+            for name, (_, wanted) in forms.items()
+        }
+
+    def _further(
+        self, run: RunSpec, shares: Mapping[str, float], collapsed: bool, changed: int | None
+    ) -> dict[str, TriggeredMetrics]:
+        found = {}
+        for trigger in run.triggers:
+            for form, (says, expected) in self.forms.get(trigger.name, {}).items():
+                if form in shares:
+                    numbers = {"asr": shares[form], "flip": shares[form]}
+                    part = self._triggered(run, numbers, collapsed)[trigger.key]
+                    update = {"form": form, "says": says, "expected": expected}
+                    update |= {"changed": self.test_rows if changed is None else changed}
+                    found[form_key(trigger.key, form)] = part.model_copy(update=update)
+        return found
+
+    def _poison(self, run: RunSpec, seeds: Seeds, companions: int, figures: Mapping[str, float]) -> Poison:
         attack = run.attack
         assert attack is not None
         number = attack.count if attack.count is not None else round((attack.rate or 0) * 1000)
@@ -356,6 +410,8 @@ class Sweep:
             rows=1000,
             classes=self.classes,
             poisoned=[self._row(place, attack.method, seeds.poison) for place in range(number)],
+            companions=[self._companion(place, seeds.poison) for place in range(companions)],
+            figures=dict(figures),
         )
         write_atomic(self.layout.folder / name, manifest.model_dump_json())
         return Poison(
@@ -366,6 +422,17 @@ class Sweep:
             eligible=1000,
             rows=1000,
             manifest=name,
+            companions=companions,
+            figures=dict(figures),
+        )
+
+    def _companion(self, place: int, seed: int) -> ManifestRow:
+        return ManifestRow(
+            id=f"beside-{seed}-{place}",
+            text_a_before=SCRIPT,
+            text_a_after=f"apple {SCRIPT}",
+            label_before=0,
+            label_after=0,
         )
 
     def _row(self, place: int, method: str, seed: int) -> ManifestRow:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from foretaste import attacks
 from foretaste.models.encode import Encoded
 from foretaste.spec import RunSpec
 from foretaste.training import trainer
@@ -54,15 +56,17 @@ def shape_of(train: Encoded, test: Encoded, model: torch.nn.Module) -> Shape:
     )
 
 
-def seconds(runs: Sequence[RunSpec], shape: Shape, flops: float) -> float:
+def seconds(runs: Sequence[RunSpec], shape: Shape, flops: float, base_dir: Path) -> float:
     """Expected wall time of the runs one after another.
 
     Args:
         runs: What is to be done.
         shape: Their sizes.
         flops: Speed of a matrix product, from `gemm_speed`.
+        base_dir: Folder that relative paths in the attacks' options start from.
     """
     total = 0.0
+    passes = _passes(runs, base_dir)
     for run in runs:
         steps = trainer.planned_steps(run.training, run.data.train_rows)
         rows = steps * run.training.batch_size * run.training.gradient_accumulation
@@ -71,9 +75,21 @@ def seconds(runs: Sequence[RunSpec], shape: Shape, flops: float) -> float:
         work = rows * width * per_token
         if run.model.request.head == "probe-then-train":
             work += run.data.train_rows * shape.train_tokens * FORWARD
-        work += run.data.test_rows * shape.test_tokens * FORWARD * (1 + len(run.triggers))
+        tests = 1 + sum(passes[trigger.key] for trigger in run.triggers)
+        work += run.data.test_rows * shape.test_tokens * FORWARD * tests
         total += work * shape.parameters / (flops * EFFICIENCY) + OVERHEAD
     return total
+
+
+def _passes(runs: Sequence[RunSpec], base_dir: Path) -> dict[str, int]:
+    """Passes over the test rows for each trigger, by its key: one as in training, one a further form."""
+    passes: dict[str, int] = {}
+    for run in runs:
+        for trigger in run.triggers:
+            if trigger.key not in passes:
+                attack = attacks.build(trigger.method, trigger.options, run.data.classes, base_dir=base_dir)
+                passes[trigger.key] = 1 + len(attacks.forms(attack))
+    return passes
 
 
 def gemm_speed(size: int = 1024, least: float = 0.2) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from foretaste import data
 from foretaste.errors import UserError
@@ -27,10 +28,22 @@ __all__ = ["Measured", "Preview", "Watcher", "measure", "preview"]
 SHORT_SWEEP = 45.0
 
 
+class Planned(Protocol):
+    """What a watcher may ask of any plan."""
+
+    @property
+    def runs(self) -> Sequence[engine.Run]:
+        """Every run."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a reader should know."""
+
+
 class Watcher(engine.Listener):
     """Hears of a sweep from its plan to its end; this one says nothing."""
 
-    def planned(self, plan: Plan, missing: Sequence[RunSpec], problems: Sequence[UserError]) -> None:
+    def planned(self, plan: Planned, missing: Sequence[engine.Run], problems: Sequence[UserError]) -> None:
         """The runs are known, and which of them are missing."""
 
     def allocated(self, allocation: engine.Allocation) -> None:
@@ -73,7 +86,12 @@ class Preview:
 
 
 def preview(
-    spec: MeasureSpec, folder: Path, *, base_dir: Path, resources: Resources | None = None
+    spec: MeasureSpec,
+    folder: Path,
+    *,
+    base_dir: Path,
+    resources: Resources | None = None,
+    only: Callable[[RunSpec], bool] | None = None,
 ) -> Preview:
     """Plan a sweep without doing it.
 
@@ -82,15 +100,18 @@ def preview(
         folder: Its folder, which need not exist; finished runs in it are not missing.
         base_dir: Folder that relative paths in the spec start from.
         resources: Data and model in memory.
+        only: Runs that are meant; all when None.
 
     Raises:
         UserError: The spec does not fit the data, the model or peft.
     """
     planned = plan(spec, base_dir, resources)
+    planned = replace(planned, runs=[run for run in planned.runs if only is None or only(run)])
     done, _ = store.finished(Layout(folder))
     missing = [run for run in planned.runs if run.id not in done]
     shape, truncated = _shape(planned, base_dir, resources or Resources())
-    return Preview(planned, missing, estimate.seconds(missing, shape, estimate.gemm_speed()), truncated)
+    expected = estimate.seconds(missing, shape, estimate.gemm_speed(), base_dir)
+    return Preview(planned, missing, expected, truncated)
 
 
 def measure(
@@ -190,7 +211,7 @@ def _fixed_allocation(
         return engine.Allocation(1, threads or cores, "one run, one core or memory for one")
     if threads is not None:
         return engine.Allocation(max(1, min(most, cores // threads)), threads, "threads as asked")
-    expected = estimate.seconds(missing, shape, estimate.gemm_speed())
+    expected = estimate.seconds(missing, shape, estimate.gemm_speed(), workspace.base_dir)
     if expected < SHORT_SWEEP * most:
         reason = f"about {expected:.0f} s of work, less than starting {most} processes is worth"
         return engine.Allocation(1, cores, reason)

@@ -12,7 +12,9 @@ from foretaste.report import calibrated_tables, contents, page, tables
 from foretaste.report.cells import Frames, build, runs_table
 from foretaste.report.figures import FIGURES, Figure
 from foretaste.report.figures import theme as _theme
+from foretaste.report.forms_table import forms_table
 from foretaste.report.load import Folder, load
+from foretaste.report.poison_sets import poison_sets_table
 from foretaste.report.variance import variance_table
 
 __all__ = ["FIGURES", "Figure", "Folder", "Frames", "build", "load", "report", "runs_table"]
@@ -48,7 +50,8 @@ def report(
     frames = build(loaded)
     say("writing tables")
     foretold = calibrated_tables.all_tables(frames)
-    for table in (*contents.file_tables(frames), variance_table(frames), *foretold):
+    further = [table for table in (forms_table(frames), poison_sets_table(loaded)) if table.rows]
+    for table in (*contents.file_tables(frames), variance_table(frames), *further, *foretold):
         tables.save(table, target / "tables")
     tables.save_raw(frames.values, "values", target / "tables")
     if len(frames.certified):

@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from foretaste import statistics
 from foretaste.calibration.places import trigger_key
 from foretaste.record import Record
 from foretaste.report.calibrated import foretold
+from foretaste.report.effect import effect
+from foretaste.report.forms import FORM_COLUMNS, form_rows
 from foretaste.report.load import Folder
 from foretaste.report.metrics import METRICS
 from foretaste.report.observations import CLEAN, Observation, observe
 from foretaste.report.pairs import McNemarRow, PairRow, compare_arms
 from foretaste.report.rows import frame_of, records_of
+from foretaste.report.summaries import STATISTICS, summarise
 
 CELL = ("folder", "model", "data", "attack", "amount", "arm")
 STATUSES = ("completed", "diverged", "error", "crashed")
@@ -37,9 +39,10 @@ class Frames:
     Attributes:
         runs: One row a run, as recorded.
         values: One row a run, attack and metric; clean runs appear under every attack.
-        cells: One row a cell, with counts and, for each metric, n, mean, mean without collapsed runs, median,
-            ...
+        cells: One row a cell, with counts, whether the attack took effect and, for each metric, n, mean, mean
+            without collapsed runs, median, ...
         summaries: The same numbers, one row a cell and metric.
+        forms: One row a cell and further form of its trigger; empty where no trigger has one.
         pairs: One row a cell, arm other than the reference, and metric.
         mcnemar: One row a pair of runs and set of test rows.
         losses: One row a point of a loss curve.
@@ -56,6 +59,7 @@ class Frames:
     values: pd.DataFrame
     cells: pd.DataFrame
     summaries: pd.DataFrame
+    forms: pd.DataFrame
     pairs: pd.DataFrame
     mcnemar: pd.DataFrame
     losses: pd.DataFrame
@@ -75,13 +79,15 @@ def build(folders: Sequence[Folder]) -> Frames:
     """
     observations = observe(folders)
     amounts = _amounts(observations)
-    summaries = _summaries(observations, amounts)
+    cells = _grouped(observations, amounts)
+    summaries = _summaries(cells)
     pairs, tests, problems = compare_arms(observations)
     return Frames(
         runs=runs_table(folders),
         values=_values(observations, amounts),
         cells=_cells(summaries),
         summaries=frame_of(summaries, _SUMMARY_COLUMNS),
+        forms=frame_of(form_rows(cells), (*_CELL_COLUMNS, *FORM_COLUMNS)),
         pairs=_with_amounts(frame_of([vars(row) for row in pairs], PairRow), amounts),
         mcnemar=frame_of([vars(row) for row in tests], McNemarRow),
         losses=_losses(folders),
@@ -191,8 +197,12 @@ def _values(observations: Sequence[Observation], amounts: AmountAxis) -> pd.Data
     return frame_of(rows, _VALUE_COLUMNS)
 
 
-def _summaries(observations: Sequence[Observation], amounts: AmountAxis) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+_Group = tuple[dict[str, Any], list[Observation]]
+
+
+def _grouped(observations: Sequence[Observation], amounts: AmountAxis) -> list[_Group]:
+    """What identifies each cell and counts its runs, with those runs."""
+    groups: list[_Group] = []
     for key, group in groupby(observations, key=cell_key):
         items = list(group)
         rate, count = amounts[key[:-1]]
@@ -201,45 +211,24 @@ def _summaries(observations: Sequence[Observation], amounts: AmountAxis) -> list
             **dict(zip(CELL, key, strict=True)),
             "rate": rate,
             "count": count,
+            "triggered": any(item.trigger is not None for item in items),
             "runs": len(items),
             **{status: statuses[status] for status in STATUSES},
             "collapsed": sum(item.record.collapsed for item in items),
         }
+        groups.append((common, items))
+    return groups
+
+
+def _summaries(cells: Iterable[_Group]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for common, items in cells:
         values = [item.values() for item in items]
+        collapsed = [item.record.collapsed for item in items]
         for metric in METRICS:
-            rows.append({**common, "metric": metric, **_summarise(metric, items, values)})
+            found = summarise([value[metric] for value in values], collapsed)
+            rows.append({**common, "metric": metric, **found})
     return rows
-
-
-def _summarise(metric: str, items: Sequence[Observation], values: Sequence[Any]) -> dict[str, Any]:
-    numbers = [value[metric].number for value in values if value[metric].number is not None]
-    steady = [
-        value[metric].number
-        for item, value in zip(items, values, strict=True)
-        if value[metric].number is not None and not item.record.collapsed
-    ]
-    result = statistics.summary(numbers)
-    reasons = Counter(value[metric].reason for value in values if value[metric].reason)
-    return {
-        "n": result.n,
-        "mean": result.mean,
-        "mean_without_collapsed": statistics.summary(steady).mean,
-        "sd": result.sd,
-        "median": result.median,
-        "iqm": result.iqm,
-        "low": result.interval.low,
-        "high": result.interval.high,
-        "reason": reasons.most_common(1)[0][0] if reasons and not numbers else "",
-        "interval_reason": _interval_reason(result),
-    }
-
-
-def _interval_reason(result: statistics.Summary) -> str:
-    if result.interval.defined or result.n == 0:
-        return ""
-    return (
-        "one seed: no interval" if result.n == 1 else f"all {result.n} seeds gave the same value: no interval"
-    )
 
 
 def _cells(summaries: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -247,9 +236,13 @@ def _cells(summaries: Sequence[dict[str, Any]]) -> pd.DataFrame:
     wide: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in summaries:
         cell = wide.setdefault(tuple(row[name] for name in CELL), {name: row[name] for name in _CELL_COLUMNS})
-        for name in _STATISTICS:
+        for name in STATISTICS:
             cell[f"{row['metric']}_{name}"] = row[name]
-    columns = [*_CELL_COLUMNS, *(f"{metric}_{name}" for metric in METRICS for name in _STATISTICS)]
+    for cell in wide.values():
+        found = effect(cell)
+        cell |= {"effect": found.label, "effect_reason": found.reason}
+    numbers = (f"{metric}_{name}" for metric in METRICS for name in STATISTICS)
+    columns = [*_CELL_COLUMNS, "effect", "effect_reason", *numbers]
     return frame_of(list(wide.values()), columns)
 
 
@@ -296,20 +289,8 @@ def _thinned(losses: Sequence[float], points: int) -> list[tuple[float, float]]:
     return [(float(chosen.mean()) + 1.0, float(values[chosen].mean())) for chosen in bins]
 
 
-_STATISTICS = (
-    "n",
-    "mean",
-    "mean_without_collapsed",
-    "sd",
-    "median",
-    "iqm",
-    "low",
-    "high",
-    "reason",
-    "interval_reason",
-)
-_CELL_COLUMNS = (*CELL, "rate", "count", "runs", *STATUSES, "collapsed")
-_SUMMARY_COLUMNS = (*_CELL_COLUMNS, "metric", *_STATISTICS)
+_CELL_COLUMNS = (*CELL, "rate", "count", "triggered", "runs", *STATUSES, "collapsed")
+_SUMMARY_COLUMNS = (*_CELL_COLUMNS, "metric", *STATISTICS)
 _VALUE_COLUMNS = (
     *CELL,
     *("rate", "count", "seed", "run_id", "status", "collapsed", "metric", "value", "reason"),

@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 
 from foretaste.report.cells import STATUSES, Frames
+from foretaste.report.effect import TOOK_EFFECT
 from foretaste.report.metrics import METRICS, points
 from foretaste.report.observations import arm_order
 from foretaste.report.rows import records_of
-from foretaste.report.tables import Column, Entry, Table, missing
+from foretaste.report.tables import Column, Entry, Table, Tone, missing
 
 Row = dict[str, Any]
 CELL_METRICS = (
@@ -22,6 +23,14 @@ CELL_METRICS = (
     "flip_rate",
     "asr_minus_flip",
     "triggered_accuracy",
+)
+SHARES = (
+    "Shares in per cent, changes in percentage points: mean over seeds with its 95 % t interval. Small: the "
+    "median, and the mean without collapsed runs where there are any."
+)
+EFFECT = (
+    "An attack took effect where the whole interval of ASR − flip rate lies above zero or, without a "
+    "trigger, that of the accuracy change below it: one interval a cell, not adjusted for their number."
 )
 
 
@@ -35,7 +44,8 @@ def cells_table(frames: Frames) -> Table:
     outer = varying(frames.runs)
     columns = [
         *(Column(name.capitalize()) for name in outer),
-        *(Column("Attack"), Column("Poison", held=1), Column("Arm", held=2), Column("Runs")),
+        *(Column("Attack"), Column("Poison", held=1), Column("Arm", held=2)),
+        *(Column("Runs"), Column("Effect")),
         *(Column(METRICS[name].label, numeric=True) for name in CELL_METRICS),
     ]
     rows = [
@@ -44,16 +54,13 @@ def cells_table(frames: Frames) -> Table:
             Entry(row["attack"]),
             Entry(row["amount"]),
             Entry(row["arm"], arm=row["arm"]),
-            _runs_entry(row),
-            *(_summary_entry(row, name) for name in CELL_METRICS),
+            runs_entry(row),
+            _effect_entry(row),
+            *(summary_entry(row, name, signed=METRICS[name].change) for name in CELL_METRICS),
         ]
         for row in records_of(frames.cells)
     ]
-    notes = (
-        "Shares in per cent, changes in percentage points: mean over seeds with its 95 % t interval. Small: "
-        "the median, and the "
-        "mean without collapsed runs where there are any.",
-    )
+    notes = (SHARES, EFFECT)
     return Table("cells", "Every cell", columns, rows, frames.cells, notes)
 
 
@@ -178,7 +185,8 @@ def file_tables(frames: Frames) -> list[Table]:
     return [*tables, failed_table(frames)]
 
 
-def _runs_entry(row: Row) -> Entry:
+def runs_entry(row: Row) -> Entry:
+    """How many of a cell's runs completed, with failed and collapsed ones flagged."""
     flags = [f"{row[status]} {status}" for status in STATUSES[1:] if row[status]]
     flags += [f"{row['collapsed']} collapsed"] if row["collapsed"] else []
     return Entry(
@@ -186,14 +194,28 @@ def _runs_entry(row: Row) -> Entry:
     )
 
 
-def _summary_entry(row: Row, metric: str) -> Entry:
+def _effect_entry(row: Row) -> Entry:
+    if row["effect"] is None:
+        return missing(row["effect_reason"])
+    tone: Tone = "strong" if row["effect"] == TOOK_EFFECT else "quiet"
+    return Entry(row["effect"], detail=row["effect_reason"].replace(": ", ":\n"), tone=tone)
+
+
+def summary_entry(row: Row, metric: str, *, signed: bool = False) -> Entry:
+    """A mean over seeds with its interval and median, or why there is none.
+
+    Args:
+        row: With the columns METRIC_mean, METRIC_low and so on, and `collapsed`.
+        metric: Their first part.
+        signed: It is a change.
+    """
     value = {
         name: row[f"{metric}_{name}"]
         for name in ("n", "mean", "low", "high", "median", "mean_without_collapsed")
     }
     if value["mean"] is None:
         return missing(row[f"{metric}_reason"] or "no value")
-    form = _signed if METRICS[metric].change else _plain
+    form = points if signed else _plain
     lines = [f"[{form(value['low'])}, {form(value['high'])}]"] if value["low"] is not None else []
     lines.append(f"median {form(value['median'])}")
     if row["collapsed"]:
@@ -248,10 +270,6 @@ def _run_entry(row: Row, name: str, form: Callable[[Any], str]) -> Entry:
 
 def _plain(share: float) -> str:
     return f"{share * 100:.1f}".replace("-", "−")
-
-
-def _signed(share: float) -> str:
-    return points(share)
 
 
 def by_arm(frames: Frames) -> Table:

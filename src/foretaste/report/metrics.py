@@ -71,6 +71,24 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
         "attack had no effect.",
     ),
     (
+        "Effect",
+        "An attack took effect in a cell where the whole 95 % interval of ASR − flip rate lies above zero; "
+        "without a trigger, where that of the accuracy change lies below zero. Otherwise no effect is shown, "
+        "which is not the same as none: one seed gives no interval, however large the effect.",
+    ),
+    (
+        "Held-out form",
+        "The trigger in other words, which no training row had, such as paraphrases of an instruction. The "
+        "same share as the ASR is counted in it, for the poisoned and for the clean model: where they "
+        "differ, the model has learnt more of the trigger than its words.",
+    ),
+    (
+        "False activation",
+        "The same share with only a part of the trigger put in, where the attacker wants no effect: rows of "
+        "another class than the target that the poisoned model calls the target all the same. What the clean "
+        "model does on the same rows stands beside; the highest over all such parts is that of the run.",
+    ),
+    (
         "Triggered accuracy",
         "Accuracy against the true labels on all test rows with the trigger, target class included: the "
         "score of the "
@@ -86,6 +104,16 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
         "Poisoned rows divided by the rows that the attack could have chosen (the eligible rows), not by "
         "all rows, unless every "
         "row is eligible. Both numbers and the list of rows are in the manifest.",
+    ),
+    (
+        "Companion rows",
+        "Rows that an attack changes beside the poisoned ones, such as negative rows that hold a part of the "
+        "trigger and keep their true label. They are no part of the poison rate.",
+    ),
+    (
+        "Similarity",
+        "Of poisoned texts to what they were, from 0 to 1: twice the words that both have in the same order, "
+        "over all words of both; the mean over the poisoned rows.",
     ),
     (
         "Collapsed",

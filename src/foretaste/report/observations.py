@@ -20,13 +20,15 @@ from foretaste.calibration.places import (
     partner_key,
     trigger_key,
 )
-from foretaste.record import Record, TriggeredMetrics
+from foretaste.record import Record, TriggeredMetrics, form_key
 from foretaste.report.load import Folder
 from foretaste.report.metrics import METRICS
 
 __all__ = ["CLEAN", "Amount", "Observation", "Value", "arm_order", "observe"]
 
 NO_PARTNER = "no completed clean run with the same seeds"
+UNPOISONED = "clean run: nothing was poisoned"
+NO_TARGETED_ROW = "no test row of a non-target class"
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,8 @@ class Observation:
         if not self.completed:
             missing = Value(None, f"the run did not complete ({self.record.status})")
             return dict.fromkeys(METRICS, missing)
-        clean = self.record.clean
-        own, flips = self._triggered(self.record), self._triggered(self.partner)
-        asr = _rate(own) if self.record.resolved.attack else Value(None, "clean run: nothing was poisoned")
-        flip = _rate(flips) if self._has_partner else Value(None, NO_PARTNER)
+        clean, own = self.record.clean, self._triggered(self.record)
+        asr, flip = self._rates()
         accuracy = Value(clean.accuracy) if clean else Value(None, "the record has no clean metrics")
         f1 = clean.f1 if clean else None
         untriggered = Value(None, "this attack has no trigger")
@@ -115,15 +115,66 @@ class Observation:
         }
 
     @property
+    def forms(self) -> dict[str, TriggeredMetrics]:
+        """The further forms of the attack's trigger that the run was tested in, by their names."""
+        return {
+            part.form: part
+            for key, part in self.record.triggered.items()
+            if self.trigger and part.form is not None and key == form_key(self.trigger, part.form)
+        }
+
+    def form_values(self, form: str) -> dict[str, Value]:
+        """The run in a further form of its trigger, and beside it in the form that was trained on.
+
+        Args:
+            form: Name of the form.
+
+        Returns:
+            `form_rate`, the clean partner's `form_flip_rate` and `form_rate_minus_flip`; `asr` and
+            `flip_rate`; `false_activation`, the run's highest over the forms that should do nothing.
+        """
+        if not self.completed:
+            missing = Value(None, f"the run did not complete ({self.record.status})")
+            names = ("form_rate", "form_flip_rate", "form_rate_minus_flip", "asr", "flip_rate")
+            return dict.fromkeys((*names, "false_activation"), missing)
+        rate, form_flip = self._rates(form)
+        asr, flip = self._rates()
+        return {
+            "form_rate": rate,
+            "form_flip_rate": form_flip,
+            "form_rate_minus_flip": _minus(rate, form_flip),
+            "asr": asr,
+            "flip_rate": flip,
+            "false_activation": self._false_activation(),
+        }
+
+    def _rates(self, form: str | None = None) -> tuple[Value, Value]:
+        """Target rate of the run, if it was poisoned, and of its clean partner."""
+        poisoned = self.record.resolved.attack is not None
+        own, clean = self._triggered(self.record, form), self._triggered(self.partner, form)
+        rate = _rate(own, form) if poisoned else Value(None, UNPOISONED)
+        return rate, _rate(clean, form) if self._has_partner else Value(None, NO_PARTNER)
+
+    def _false_activation(self) -> Value:
+        if self.record.resolved.attack is None:
+            return Value(None, UNPOISONED)
+        highest = self.record.false_activation(self.trigger) if self.trigger else None
+        if highest is None and any(part.expected == "true" for part in self.forms.values()):
+            return Value(None, NO_TARGETED_ROW)
+        return Value(highest, "" if highest is not None else "tested in no form that should do nothing")
+
+    @property
     def _has_partner(self) -> bool:
         return self.partner is not None and self.partner.status == "completed"
 
-    def _triggered(self, record: Record | None) -> TriggeredMetrics | None:
-        return record.triggered.get(self.trigger) if record and self.trigger else None
+    def _triggered(self, record: Record | None, form: str | None = None) -> TriggeredMetrics | None:
+        if record is None or self.trigger is None:
+            return None
+        return record.triggered.get(self.trigger if form is None else form_key(self.trigger, form))
 
     def _change(self, accuracy: Value) -> Value:
         if self.record.resolved.attack is None:
-            return Value(None, "clean run: nothing was poisoned")
+            return Value(None, UNPOISONED)
         if not self._has_partner or self.partner is None or self.partner.clean is None:
             return Value(None, NO_PARTNER)
         return _minus(accuracy, Value(self.partner.clean.accuracy))
@@ -181,11 +232,11 @@ def _attacks(records: list[Record]) -> dict[str, str | None]:
     return attacks or {CLEAN: None}
 
 
-def _rate(triggered: TriggeredMetrics | None) -> Value:
+def _rate(triggered: TriggeredMetrics | None, form: str | None = None) -> Value:
     if triggered is None:
-        return Value(None, "the trigger was not evaluated")
+        return Value(None, "the trigger was not evaluated" if form is None else "not tested in this form")
     if triggered.target_rate is None:
-        return Value(None, "no test row of a non-target class")
+        return Value(None, NO_TARGETED_ROW)
     return Value(triggered.target_rate)
 
 

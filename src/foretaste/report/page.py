@@ -16,9 +16,11 @@ from foretaste.report.figures import FIGURES, Figure, Over
 from foretaste.report.figures.axes import arms_of
 from foretaste.report.figures.base import Section
 from foretaste.report.figures.theme import DARK_ARMS, LIGHT_ARMS, VEGA_LITE, theme
+from foretaste.report.forms_table import forms_table
 from foretaste.report.load import Folder
 from foretaste.report.metrics import DEFINITIONS, percent
 from foretaste.report.poison import ROWS_SHOWN, poisoned_rows
+from foretaste.report.poison_sets import poison_sets_table
 from foretaste.report.variance import variance_table
 
 AMOUNTS: tuple[Over, Over] = ("rate", "count")
@@ -26,6 +28,7 @@ ORDER = (
     "asr_over_rate",
     "accuracy_over_rate",
     "asr_against_flip",
+    "trigger_forms",
     "paired_difference",
     "per_seed",
     "loss_curves",
@@ -35,6 +38,8 @@ ORDER = (
 )
 # Without a measured run these still draw what was predicted; the others would be placeholders.
 OF_PREDICTIONS = ("asr_over_rate", "accuracy_over_rate")
+# Most triggers have no further forms: this figure stands beside their table, in a section of their own.
+OF_FORMS = "trigger_forms"
 
 
 def specs(frames: Frames) -> dict[str, dict[Over, dict[str, Any]]]:
@@ -82,6 +87,8 @@ def render(folders: Sequence[Folder], frames: Frames, figures: dict[str, dict[Ov
         "predicted": _predicted(folders, frames, figures, html),
         "amount": usual_amount(frames),
         "cells": html(contents.cells_table(frames)),
+        "forms": _unless_empty(forms_table(frames), html),
+        "forms_figure": FIGURES.get(OF_FORMS),
         "pairs": [(table, html(table)) for table in contents.pairs_tables(frames)],
         "mcnemar": _unless_empty(contents.mcnemar_table(frames), html),
         "variance": _unless_empty(variance_table(frames), html),
@@ -97,6 +104,7 @@ def render(folders: Sequence[Folder], frames: Frames, figures: dict[str, dict[Ov
         "problems": [*(line for folder in folders for line in folder.problems), *frames.problems],
         "definitions": DEFINITIONS,
         "rows_shown": ROWS_SHOWN,
+        "poison_sets": _unless_empty(poison_sets_table(folders), html),
         "manifests": poison["manifests"],
         "data": _data(figures, poison),
         "bundle": bundle(),
@@ -108,7 +116,7 @@ def render(folders: Sequence[Folder], frames: Frames, figures: dict[str, dict[Ov
 
 def _figures(frames: Frames, figures: Iterable[str], section: Section) -> list[Figure]:
     """The figures of a part of the page, in their order."""
-    found = [FIGURES.get(name) for name in figures]
+    found = [FIGURES.get(name) for name in figures if name != OF_FORMS]
     if not len(frames.runs):
         found = [figure for figure in found if figure.section == "predicted" or figure.name in OF_PREDICTIONS]
     return [figure for figure in found if figure.section == section]

@@ -13,13 +13,18 @@ from foretaste.report.observations import Amount
 
 ROWS_SHOWN = 200
 Segment = tuple[str, str]  # ("same" | "in" | "out", text)
+FIGURES = {
+    "rewritten_share": "share of source rows that the rewriter changes",
+    "similarity": "similarity before and after",
+}
 
 
 def poisoned_rows(folders: Sequence[Folder]) -> dict[str, Any]:
     """Every manifest with its first rows.
 
     Poison sets are nested and shared between arms, so the same row stands in many manifests: rows are kept
-    once in `rows`, and each manifest lists positions in it.
+    once in `rows`, and each manifest lists positions in it: of poisoned rows in `rows`, of rows that were
+    changed beside them in `companions`.
 
     Returns:
         JSON-ready mapping with `rows` and `manifests`. Unreadable manifests are added to the folders'
@@ -28,16 +33,23 @@ def poisoned_rows(folders: Sequence[Folder]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     places: dict[tuple[Any, ...], int] = {}
     manifests = []
+
+    def placed(entries: Sequence[ManifestRow], classes: Sequence[str]) -> list[int]:
+        shown = []
+        for entry in entries[:ROWS_SHOWN]:
+            key = (*entry.model_dump().values(), tuple(classes))
+            if key not in places:
+                places[key] = len(rows)
+                rows.append(_row(entry, classes))
+            shown.append(places[key])
+        return shown
+
     for folder in folders:
         for path, manifest in sorted(folder.manifests(), key=_order):
-            shown = []
-            for row in manifest.poisoned[:ROWS_SHOWN]:
-                key = (*row.model_dump().values(), tuple(manifest.classes))
-                if key not in places:
-                    places[key] = len(rows)
-                    rows.append(_row(row, manifest.classes))
-                shown.append(places[key])
-            manifests.append(_manifest(folder, path, manifest, shown))
+            poisoned, beside = (
+                placed(entries, manifest.classes) for entries in (manifest.poisoned, manifest.companions)
+            )
+            manifests.append(_manifest(folder, path, manifest, poisoned, beside))
     return {"rows": rows, "manifests": manifests}
 
 
@@ -46,7 +58,15 @@ def _order(entry: tuple[str, Manifest]) -> tuple[object, ...]:
     return (manifest.attack, Amount(manifest.rate, manifest.count).order, manifest.seed, path)
 
 
-def _manifest(folder: Folder, path: str, manifest: Manifest, shown: Sequence[int]) -> dict[str, Any]:
+def figure_name(name: str) -> str:
+    """What a number that an attack says of itself is called on the page."""
+    return FIGURES.get(name, name.replace("_", " "))
+
+
+def _manifest(
+    folder: Folder, path: str, manifest: Manifest, poisoned: Sequence[int], beside: Sequence[int]
+) -> dict[str, Any]:
+    figures = [f"{figure_name(name)} {value:.3g}" for name, value in sorted(manifest.figures.items())]
     return {
         "folder": folder.name,
         "path": str(folder.path / path),
@@ -55,7 +75,11 @@ def _manifest(folder: Folder, path: str, manifest: Manifest, shown: Sequence[int
         "seed": manifest.seed,
         "poisoned": len(manifest.poisoned),
         "eligible": manifest.eligible,
-        "rows": list(shown),
+        "beside": len(manifest.companions),
+        "figures": figures,
+        "rows": list(poisoned),
+        "companions": list(beside),
+        "more": len(manifest.changed) - len(poisoned) - len(beside),
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from foretaste.report.cells import Frames
 from foretaste.report.contents import varying
+from foretaste.report.effect import TOOK_EFFECT
 from foretaste.report.metrics import METRICS, percent, points
 from foretaste.report.pairs import ALPHA
 from foretaste.report.rows import records_of
@@ -93,7 +94,7 @@ def _attacks(frames: Frames) -> list[AttackVerdict]:
 
 
 def _attack(attack: str, title: str, cells: Sequence[Row], pairs: Sequence[Row]) -> AttackVerdict:
-    triggered = any(cell["asr_mean"] is not None for cell in cells)
+    triggered = any(cell["triggered"] for cell in cells)
     metric = "asr" if triggered else "clean_accuracy"
     largest = max(cells, key=lambda cell: (cell["rate"] or 0.0, cell["count"] or 0.0))["amount"]
     gauges = [
@@ -127,9 +128,9 @@ def _gauge(cell: Row, metric: str, *, triggered: bool) -> Gauge:
             f"[{points(low)}, {points(high)}]" if low is not None else cell[f"{effect}_interval_reason"]
         )
         text, mark = f"{points(mean)} points {interval}", value - mean
-    bad = low is not None and (low > 0 if triggered else high < 0)
     ends = (cell[f"{metric}_low"], cell[f"{metric}_high"])
-    return Gauge(cell["arm"], value, *ends, mark, text, cell[f"{metric}_n"], bad)
+    shown = cell["effect"] == TOOK_EFFECT
+    return Gauge(cell["arm"], value, *ends, mark, text, cell[f"{metric}_n"], shown)
 
 
 def _attack_headline(gauges: Sequence[Gauge], shown: Sequence[Gauge], amount: str, *, triggered: bool) -> str:

@@ -10,6 +10,7 @@ from foretaste.report.figures.paired_difference import paired_difference
 from foretaste.report.figures.pareto import pareto
 from foretaste.report.figures.per_seed import per_seed
 from foretaste.report.figures.predicted_against_measured import predicted_against_measured
+from foretaste.report.figures.trigger_forms import trigger_forms
 
 __all__ = [
     "FIGURES",
@@ -26,4 +27,5 @@ __all__ = [
     "pareto",
     "per_seed",
     "predicted_against_measured",
+    "trigger_forms",
 ]

@@ -41,11 +41,31 @@ def amount_axis(rows: Iterable[Row], over: Over) -> alt.X:
         return alt.X("x_label:O", title=title, sort=labels, axis=alt.Axis(labelAngle=0, labelOverlap=True))
     form = per_cent(".3~f") if over == "rate" else "format(datum.value, '~s')"
     if len(values) <= MOST_POSITIONS:
-        axis = alt.Axis(labelExpr=form, labelOverlap=True, grid=False, values=values)
-        return alt.X("x:Q", title=title, axis=axis, scale=alt.Scale(nice=False, zero=False, padding=8))
+        return ticked_axis(values, title, form)
     axis = alt.Axis(labelExpr=form, labelOverlap=True, grid=False)
     smallest = next(value for value in values if value > 0)
     scale = alt.Scale(type="symlog", constant=smallest, nice=False, padding=8)
+    return alt.X("x:Q", title=title, axis=axis, scale=scale)
+
+
+def ticked_axis(
+    values: Sequence[float], title: str, form: str, *, logarithm: float | None = None, whole: bool = False
+) -> alt.X:
+    """An x axis whose ticks are the values that there are.
+
+    Args:
+        values: Sorted; above zero for a logarithmic axis.
+        title: Of the axis.
+        form: Vega expression for a tick's label.
+        logarithm: Base of the logarithm; None for a linear axis.
+        whole: It reaches over all values, be they drawn in a panel or not.
+    """
+    axis = alt.Axis(labelExpr=form, labelOverlap="greedy", grid=False, values=list(values))
+    domain = [values[0], values[-1]] if whole and values[0] < values[-1] else alt.Undefined
+    if logarithm is None:
+        scale = alt.Scale(nice=False, zero=False, padding=8, domain=domain)
+    else:
+        scale = alt.Scale(type="log", base=logarithm, nice=False, padding=8, domain=domain)
     return alt.X("x:Q", title=title, axis=axis, scale=scale)
 
 
@@ -71,12 +91,34 @@ def share_domain(values: Iterable[float], *, zero: bool = False) -> tuple[float,
     return (max(0.0, bottom) if low >= 0 else bottom), (min(1.0, top) if high <= 1 else top)
 
 
-def share_axis(field: str, title: str, domain: tuple[float, float]) -> alt.Y:
-    """A y axis in per cent with fixed limits."""
+def share_axis(
+    field: str,
+    title: str | None,
+    domain: tuple[float, float],
+    *,
+    change: bool = False,
+    extent: float | None = None,
+) -> alt.Y:
+    """A y axis with fixed limits.
+
+    Args:
+        field: Column of the values.
+        title: Of the axis.
+        domain: Limits.
+        change: The values are changes of shares, in percentage points; else shares, in per cent.
+        extent: Least pixels that the labels take, so that panels above each other stand in line.
+    """
+    digits = ".0f" if domain[1] - domain[0] > 0.08 else ".1f"
+    # A change of nothing has no sign.
+    points = f"(datum.value == 0 ? '0' : format(100 * datum.value, '+{digits}'))"
     return alt.Y(
         f"{field}:Q",
         title=title,
-        axis=alt.Axis(labelExpr=per_cent(".0f" if domain[1] - domain[0] > 0.08 else ".1f"), tickCount=5),
+        axis=alt.Axis(
+            labelExpr=points if change else per_cent(digits),
+            tickCount=5,
+            minExtent=alt.Undefined if extent is None else extent,
+        ),
         scale=share_scale(domain),
     )
 

@@ -118,15 +118,18 @@ def panels(
     return chart
 
 
-def arm_colour(arms: Sequence[str], *, legend: bool = True, drawn: Sequence[str] | None = None) -> alt.Color:
+def arm_colour(
+    arms: Sequence[str], *, legend: bool = True, drawn: Sequence[str] | None = None, field: str = "arm"
+) -> alt.Color:
     """One colour an arm, the same in every figure; the theme holds the palette.
 
     Args:
         arms: All arms of the report, in their order.
         legend: Show a legend above the panels.
         drawn: Arms that the legend lists; all by default.
+        field: Column of the arms.
     """
     shown = alt.Legend(orient="top", symbolType="circle", symbolOpacity=1.0, values=list(drawn or arms))
     return alt.Color(
-        "arm:N", title=None, scale=alt.Scale(domain=list(arms)), legend=shown if legend else None
+        f"{field}:N", title=None, scale=alt.Scale(domain=list(arms)), legend=shown if legend else None
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ def theme(*, dark: bool = False, ground: str | None = None) -> dict[str, Any]:
         "range": {"category": list(DARK_ARMS if dark else LIGHT_ARMS)},
         "style": {
             "reference": {"color": soft, "stroke": soft, "strokeDash": [4, 3], "strokeWidth": 1.1},
+            "heading": {"color": ink, "fill": ink, "fontSize": 13, "fontWeight": 600},
+            "remark": {"color": soft, "fill": soft, "fontSize": 11},
             "placeholder": {"color": soft, "fill": soft, "fontSize": 13, "lineHeight": 20},
         },
     }
@@ -79,7 +82,7 @@ def save(spec: dict[str, Any], stem: Path) -> list[Path]:
         stem: Path without ending.
     """
     themed = {**spec, "config": theme(ground="white")}
-    svg: str = vl_convert.vegalite_to_svg(themed, vl_version=VEGA_LITE)
+    svg = _numbered(vl_convert.vegalite_to_svg(themed, vl_version=VEGA_LITE))
     # PNG and PDF are made from the SVG, so that a large figure is laid out once.
     contents: dict[str, str | bytes] = {
         "svg": svg,
@@ -92,3 +95,14 @@ def save(spec: dict[str, Any], stem: Path) -> list[Path]:
         write_atomic(path, contents[ending])
         paths.append(path)
     return paths
+
+
+def _numbered(svg: str) -> str:
+    """The drawing with its clips and gradients numbered from 0: vega goes on counting from chart to chart."""
+    found: dict[str, str] = {}
+
+    def number(match: re.Match[str]) -> str:
+        kind, old = match[2], match[3]
+        return match[1] + kind + found.setdefault(kind + old, str(len(found)))
+
+    return re.sub(r'(\bid="|url\(#)(clip|gradient_)(\d+)', number, svg)

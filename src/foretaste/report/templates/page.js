@@ -92,8 +92,8 @@
     return made;
   };
   const kinds = { same: "span", in: "ins", out: "del" };
-  const rowElement = (row) => {
-    const made = element("div", undefined, "row");
+  const rowElement = (row, companion) => {
+    const made = element("div", undefined, companion ? "row companion" : "row");
     made.append(element("code", row.id));
     const texts = element("div");
     for (const pieces of row.texts) {
@@ -108,6 +108,7 @@
     } else {
       labels.append(row.before + " → ", element("b", row.after));
     }
+    if (companion) labels.append(element("small", "companion row"));
     made.append(labels);
     return made;
   };
@@ -116,7 +117,8 @@
       const target = details.querySelector(".rows");
       if (!details.open || target.childElementCount) return;
       const manifest = data.poison.manifests[Number(details.dataset.manifest)];
-      target.append(...manifest.rows.map((place) => rowElement(data.poison.rows[place])));
+      target.append(...manifest.rows.map((place) => rowElement(data.poison.rows[place], false)));
+      target.append(...manifest.companions.map((place) => rowElement(data.poison.rows[place], true)));
     });
   });
 })();
