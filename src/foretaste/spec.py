@@ -149,9 +149,9 @@ class InitSpec(Strict):
 
 
 class AdapterSpec(Open):
-    """One arm: `full`, or a method of peft with that method's own config fields beside these."""
+    """One arm: `full`, `bitfit`, or a method of peft with that method's own config fields beside these."""
 
-    method: str = Field(description="full, or a peft method (`foretaste list adapters`)")
+    method: str = Field(description="full, bitfit, or a method of peft (`foretaste list adapters`)")
     name: str | None = Field(None, description="label in tables; made from the settings by default")
     init: InitSpec | None = None
     freeze: Literal["A", "B"] | None = Field(None, description="LoRA matrix that stays as it began")
@@ -200,6 +200,30 @@ class SeedGrid(Strict):
     poison: list[Seed] = [0]
     init: list[Seed] = [0]
     order: list[Seed] = [0]
+
+
+def crossed_seeds(seeds: list[int] | SeedGrid) -> list[Seeds]:
+    """Every combination of seeds: a number is used for all four streams, the lists of a grid are crossed."""
+    if isinstance(seeds, list):
+        return [Seeds.all(seed) for seed in seeds]
+    return [
+        Seeds(data=d, poison=p, init=i, order=o)
+        for d, p, i, o in itertools.product(seeds.data, seeds.poison, seeds.init, seeds.order)
+    ]
+
+
+def refuse_repeated_seeds(seeds: list[int] | SeedGrid) -> None:
+    """Check that there are seeds, and that none stands twice.
+
+    Raises:
+        ValueError: There is none, or one stands twice.
+    """
+    lists = [seeds] if isinstance(seeds, list) else list(dict(seeds).values())
+    for values in lists:
+        if not values:
+            raise ValueError("seeds must not be empty")
+        if len(set(values)) < len(values):
+            raise ValueError(f"seeds repeat: {values}; the same seed twice is not a second measurement")
 
 
 class KernelSpec(Strict):
@@ -277,22 +301,11 @@ class MeasureSpec(Strict):
 
     def seed_tuples(self) -> list[Seeds]:
         """Every combination of seeds to run."""
-        if isinstance(self.seeds, list):
-            return [Seeds.all(seed) for seed in self.seeds]
-        grid = self.seeds
-        return [
-            Seeds(data=d, poison=p, init=i, order=o)
-            for d, p, i, o in itertools.product(grid.data, grid.poison, grid.init, grid.order)
-        ]
+        return crossed_seeds(self.seeds)
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> MeasureSpec:
-        lists = [self.seeds] if isinstance(self.seeds, list) else list(dict(self.seeds).values())
-        for seeds in lists:
-            if not seeds:
-                raise ValueError("seeds must not be empty")
-            if len(set(seeds)) < len(seeds):
-                raise ValueError(f"seeds repeat: {seeds}; the same seed twice is not a second measurement")
+        refuse_repeated_seeds(self.seeds)
         return self
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,9 +34,6 @@ METHODS = {
     "loha": {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},
     "oft": {"oft_R"},
 }
-# These take a product of A and B out of the base weight and add it again, in 13 layers: each rounds a few
-# times, relative to the largest logit, and in an order that depends on the number of threads.
-ROUNDING = {name: 13 * 8 * float(np.finfo(np.float32).eps) for name in ("pissa", "olora")}
 STEPS = 3
 
 
@@ -82,17 +76,10 @@ def bert(tiny_bert: Path, load_tiny: Any, make_rows: Rows) -> Callable[[], tuple
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_starts_at_the_base_model_and_trains_what_it_says(method: str, bert: Any) -> None:
-    tokenizer, model, encoded = bert()
-    before = predict(model, encoded, tokenizer, 24)
-    wrapped = attach(model, arm(method))
-    np.testing.assert_allclose(
-        predict(wrapped, encoded, tokenizer, 24),
-        before,
-        rtol=0,
-        atol=ROUNDING.get(method, 0.0) * np.abs(before).max(),
-    )
-    names = trainable(wrapped)
+def test_a_method_trains_what_it_says(method: str, bert: Any) -> None:
+    """How it starts and what stays is the contract of all methods: test_models_contract.py."""
+    _, model, _ = bert()
+    names = trainable(attach(model, arm(method)))
     head = {name for name in names if ".classifier." in name}
     assert {name.rsplit(".", 1)[1] for name in head} == {"weight", "bias"}
     words = METHODS[method]
@@ -101,13 +88,6 @@ def test_a_method_starts_at_the_base_model_and_trains_what_it_says(method: str, 
     # Every linear layer of the body is adapted: 2 blocks of 6, and the pooler.
     layers = {name.split(next(word for word in words if word in name))[0] for name in names - head}
     assert len(layers) == 13
-
-    frozen = {n: p.detach().clone() for n, p in wrapped.named_parameters() if not p.requires_grad}
-    spec = TrainingSpec(learning_rate=1e-3, steps=STEPS, batch_size=8)
-    done = fine_tune(wrapped, encoded, encoded.lengths, tokenizer, spec, max_length=32, seed=0)
-    assert all(math.isfinite(loss) for loss in done.loss)
-    assert np.abs(predict(wrapped, encoded, tokenizer, 24) - before).max() > 1e-4
-    assert all(torch.equal(p, frozen[n]) for n, p in wrapped.named_parameters() if n in frozen)
 
 
 @pytest.mark.parametrize("policy", ["probe-then-train", "random-then-train"])
@@ -132,23 +112,42 @@ def test_full_fine_tuning_trains_everything(bert: Any) -> None:
     assert used == total == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("method", adapters.methods())
-def test_every_method_is_attached_or_refused_in_one_line(method: str, bert: Any) -> None:
-    """Also those of peft that fit no classifier, or that need fields of their own."""
-    _, model, _ = bert()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some methods of peft look for compilers and say so
-        with contextlib.suppress(UserError):  # one line by construction: tests/test_foundations.py
-            assert trainable(attach(model, arm(method)))
-
-
-@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")  # peft, of the LayerNorm it adapts
-def test_normalisation_tuning_does_not_train_linear_layers(tiny_gpt2: Path, load_tiny: Any) -> None:
-    """`all-linear` is no default for a method that is about other layers."""
-    _, model = load_tiny(tiny_gpt2)
+@pytest.mark.parametrize(
+    ("family", "norms"),
+    [
+        # Two for each of two blocks, and one after the embeddings or at the end.
+        ("tiny_bert", {"attention.output.LayerNorm", "output.LayerNorm", "embeddings.LayerNorm"}),
+        ("tiny_gpt2", {"ln_1", "ln_2", "ln_f"}),
+        ("tiny_llama", {"input_layernorm", "post_attention_layernorm", "norm"}),
+    ],
+)
+def test_normalisation_tuning_trains_every_normalisation(
+    family: str, norms: set[str], request: pytest.FixtureRequest, load_tiny: Any
+) -> None:
+    """peft has a list for GPT-2 and LLaMA, not for BERT; where it has one, it is that of all norms."""
+    _, model = load_tiny(request.getfixturevalue(family))
     assert "target_modules" not in arm("ln_tuning").config
-    wrapped = attach(model, arm("ln_tuning", target_modules=["ln_1", "ln_2", "ln_f"]))
-    assert all(".ln_" in name for name in trainable(wrapped) if "score" not in name)
+    every = adapters.norm_names(model, head=heads.find(model).modules)
+    assert len(every) == 5
+    assert {name for name in every if not name.endswith(tuple(norms))} == set()
+    wrapped = attach(model, arm("ln_tuning"))
+    found = {n.partition(".ln_tuning_layers.")[0] for n in trainable(wrapped) if "ln_tuning_layers" in n}
+    assert found == {f"base_model.model.{name}" for name in every}
+
+
+def test_normalisation_tuning_of_some_layers(tiny_gpt2: Path, load_tiny: Any) -> None:
+    _, model = load_tiny(tiny_gpt2)
+    wrapped = attach(model, arm("ln_tuning", target_modules=["ln_1"]))
+    assert all(".ln_1." in name for name in trainable(wrapped) if "score" not in name)
+
+
+@pytest.mark.parametrize("fields", [{"method": "olora"}, {"method": "lora", "init_lora_weights": "olora"}])
+def test_olora_does_not_know_gpt2s_layers(fields: dict[str, Any], tiny_gpt2: Path, load_tiny: Any) -> None:
+    """peft decomposes the transposed weight; its own forward then fails, or worse, where it is square."""
+    for meta in (True, False):
+        _, model = load_tiny(tiny_gpt2, meta=meta)
+        with pytest.raises(UserError, match=r"OLoRA cannot start from layers of GPT-2's kind. Use pissa"):
+            attach(model, arm(**fields))
 
 
 def test_the_scaling_of_rslora() -> None:
@@ -309,7 +308,8 @@ def test_a_rank_larger_than_a_layer_is_found_without_weights(
 def test_what_peft_refuses_names_the_arm(tiny_bert: Path, load_tiny: Any) -> None:
     _, bare = load_tiny(tiny_bert, meta=True)
     with pytest.raises(
-        UserError, match=r"adapter 'lora-r8': peft refuses this config: No modules were targeted"
+        UserError,
+        match=r"adapter 'lora-r8': peft refuses this config: No modules were targeted.*Change the arm",
     ):
         attach(bare, arm("lora", target_modules=["no_such_layer"]))
 

@@ -13,7 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from foretaste import attacks, data
 from foretaste.data import Loaded
 from foretaste.errors import UserError
+from foretaste.instruct.spec import InstructSpec
 from foretaste.models import adapters, load
+from foretaste.models.rehearsal import rehearse
 from foretaste.spec import (
     AdapterSpec,
     AttackSpec,
@@ -59,7 +61,9 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Arm:
+class Arm:
+    """An adapter with its own training."""
+
     adapter: ResolvedAdapter
     training: TrainingSpec
 
@@ -79,13 +83,13 @@ def plan(spec: MeasureSpec, base_dir: Path, resources: Resources | None = None) 
         UserError: Anything in the spec that does not fit the data, the model or peft.
     """
     resources = resources or Resources()
-    arms = _arms(spec)
+    found = arms(spec)
     loaded = resources.data or data.load(spec.data, base_dir)
     resolved_data = _resolve_data(spec, loaded)
     triggers, poisons, ordered = _attacks(spec, resolved_data, base_dir)
     model = _resolve_model(spec, base_dir, resources)
     if resources.model is None:
-        _dry_build(spec, base_dir, model, arms, loaded.classes)
+        _dry_build(spec, base_dir, model, found, loaded.classes)
     runs: dict[str, RunSpec] = {}
     first_poison = spec.seed_tuples()[0].poison
     crossed = not isinstance(spec.seeds, list)
@@ -93,7 +97,7 @@ def plan(spec: MeasureSpec, base_dir: Path, resources: Resources | None = None) 
         for attack in poisons:
             # A run in which nothing is drawn by the poison seed is done once in a crossed design.
             drawn = attack is not None and attack.name not in ordered
-            for arm in arms:
+            for arm in found:
                 run = RunSpec(
                     data=resolved_data,
                     model=model,
@@ -118,17 +122,22 @@ def _evaluated(attack: ResolvedAttack | None, triggers: dict[str, Trigger]) -> l
     return [triggers[own.key]] if own.key in triggers else []
 
 
-def _arms(spec: MeasureSpec) -> list[_Arm]:
-    arms: list[_Arm] = []
+def arms(spec: MeasureSpec | InstructSpec) -> list[Arm]:
+    """The arms of a spec with every setting filled in; no model is read.
+
+    Raises:
+        UserError: An unknown method or field, a combination that makes no sense, or two equal names.
+    """
+    found: list[Arm] = []
     for index, adapter in enumerate(spec.adapters):
         for single, chosen in adapters.expand(adapter, index):
             where = f"adapters.{index}"
-            arms.append(_Arm(adapters.resolve(single, chosen, where=where), _training(spec, single, where)))
-    adapters.refuse_equal_names([arm.adapter for arm in arms])
-    return arms
+            found.append(Arm(adapters.resolve(single, chosen, where=where), _training(spec, single, where)))
+    adapters.refuse_equal_names([arm.adapter for arm in found])
+    return found
 
 
-def _training(spec: MeasureSpec, adapter: AdapterSpec, where: str) -> TrainingSpec:
+def _training(spec: MeasureSpec | InstructSpec, adapter: AdapterSpec, where: str) -> TrainingSpec:
     """The arm's training: its overrides over the spec's, with the method's learning rate."""
     base = spec.training.model_dump(exclude_unset=True)
     if "steps" in adapter.training:
@@ -209,7 +218,7 @@ def _resolve_model(spec: MeasureSpec, base_dir: Path, resources: Resources) -> R
 
 
 def _dry_build(
-    spec: MeasureSpec, base_dir: Path, model: ResolvedModel, arms: list[_Arm], classes: list[str]
+    spec: MeasureSpec, base_dir: Path, model: ResolvedModel, arms: list[Arm], classes: list[str]
 ) -> None:
     """Attach every adapter to the bare architecture, which costs no memory and finds what peft refuses."""
     location = load.locate(spec.model, base_dir)
@@ -223,14 +232,8 @@ def _dry_build(
             pad_token_id=None,
             meta=True,
         )
-        # Inits that decompose the weights (pissa, olora) have nothing to decompose here.
-        config = arm.adapter.config | ({"init_lora_weights": True} if _decomposes(arm.adapter) else {})
-        sketch = arm.adapter.model_copy(update={"config": config})
-        adapters.attach(bare, sketch, head_policy=spec.model.head, seed=0, total_steps=100)
-
-
-def _decomposes(adapter: ResolvedAdapter) -> bool:
-    return isinstance(adapter.config.get("init_lora_weights"), str)
+        longest = max(spec.model.max_length, spec.model.eval_max_length or 0)
+        rehearse(bare, arm.adapter, head_policy=spec.model.head, max_length=longest)
 
 
 def _check_poison(runs: list[RunSpec], loaded: Loaded, spec: MeasureSpec, base_dir: Path) -> list[str]:

@@ -40,7 +40,7 @@ from foretaste.record import (
     form_key,
     write_atomic,
 )
-from foretaste.spec import RunSpec, digest
+from foretaste.spec import RunSpec, TrainingSpec, digest
 from foretaste.training import outcomes, trainer
 
 PACKAGES = ("foretaste", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scikit-learn")
@@ -132,15 +132,25 @@ def failed_or_done(
         versions=versions(),
         commit=commit,
         dirty=dirty,
-        machine=Machine(
-            device=str(trainer.device_of(run.training)),
-            threads=torch.get_num_threads(),
-            processes=workspace.processes,
-            system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-            cpu=_cpu_name(),
-        ),
+        machine=machine_of(run.training, workspace.processes),
         attempts=attempts,
         **parts,
+    )
+
+
+def machine_of(training: TrainingSpec, processes: int) -> Machine:
+    """Where and with what a run works.
+
+    Args:
+        training: Says the device.
+        processes: That share the machine.
+    """
+    return Machine(
+        device=str(trainer.device_of(training)),
+        threads=torch.get_num_threads(),
+        processes=processes,
+        system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        cpu=_cpu_name(),
     )
 
 
@@ -176,6 +186,7 @@ def _do(run: RunSpec, workspace: Workspace, on_step: trainer.OnStep | None) -> _
         run.training,
         max_length=run.model.request.max_length,
         seed=run.seeds.order,
+        loraplus_ratio=adapters.loraplus_ratio(run.adapter),
         on_step=on_step,
     )
     trained_at = clock()

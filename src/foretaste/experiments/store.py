@@ -7,7 +7,7 @@ import fcntl
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,32 +67,60 @@ def claim(layout: Layout, spec: MeasureSpec, runs: Sequence[RunSpec], *, extend:
             such as another list of named flips; the message shows the first differences.
     """
     new = spec.model_dump(mode="json")
-    if layout.spec.exists():
-        try:
-            old = json.loads(layout.spec.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(
-                "the spec in this folder is damaged",
-                where=str(layout.spec),
-                cure="Delete that file to go on with the runs that are there.",
-            ) from None
-        changes = differences(_measured(old), _measured(new))
-        if changes and not extend:
-            shown = "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
-            raise UserError(
-                f"this folder holds another spec ({shown})",
-                where=str(layout.folder),
-                cure="Choose another folder, or pass --extend to add to this one.",
-            )
+    old = spec_in(layout)
+    if old is not None:
+        # Two sections decide no measured number.
+        changes = changed_spec(layout, old, new, aside={"kernel", "predict"}, extend=extend)
         _refuse_changed_attacks(finished(layout)[0].values(), runs)
         if not changes:
             return
     write_atomic(layout.spec, json.dumps(new, indent=1, ensure_ascii=False))
 
 
-def _measured(spec: dict[str, Any]) -> dict[str, Any]:
-    """The spec without the sections that decide no measured number."""
-    return {key: value for key, value in spec.items() if key not in {"kernel", "predict"}}
+def spec_in(layout: Layout) -> dict[str, Any] | None:
+    """The spec that a folder holds, as JSON; None where it holds none.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    if not layout.spec.exists():
+        return None
+    try:
+        old: dict[str, Any] = json.loads(layout.spec.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(
+            "the spec in this folder is damaged",
+            where=str(layout.spec),
+            cure="Delete that file to go on with the runs that are there.",
+        ) from None
+    return old
+
+
+def changed_spec(
+    layout: Layout, old: dict[str, Any], new: dict[str, Any], *, aside: Collection[str], extend: bool
+) -> list[str]:
+    """What differs between the spec of a folder and a new one, beside some sections.
+
+    Args:
+        layout: The folder.
+        old: Its spec.
+        new: What is to be run.
+        aside: Sections that may differ.
+        extend: Accept differences.
+
+    Raises:
+        UserError: Something differs, and that is not accepted; the message shows the first differences.
+    """
+    before, after = ({key: value for key, value in spec.items() if key not in aside} for spec in (old, new))
+    changes = differences(before, after)
+    if changes and not extend:
+        shown = "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
+        raise UserError(
+            f"this folder holds another spec ({shown})",
+            where=str(layout.folder),
+            cure="Choose another folder, or pass --extend to add to this one.",
+        )
+    return changes
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

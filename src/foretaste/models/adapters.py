@@ -1,47 +1,31 @@
-"""Adapters: full fine-tuning and every method of upstream peft, attached to a classifier.
-
-A method is named as in peft (`lora`, `vera`, `ia3`, `adalora`, ...) and takes that method's own config
-fields. `rslora`, `dora`, `pissa` and `olora` are LoRA with one field set.
-"""
+"""Adapters: full fine-tuning, BitFit and every method of upstream peft, attached to a classifier."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+import enum
 import itertools
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import peft
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from foretaste.errors import UserError, unknown
-from foretaste.models import heads, inits
+from foretaste.models import bitfit, catalogue, heads, inits, prompts
+from foretaste.models.catalogue import BITFIT as BITFIT
+from foretaste.models.catalogue import FULL as FULL
+from foretaste.models.catalogue import config_class as config_class
+from foretaste.models.catalogue import methods as methods
 from foretaste.record import InitCheck
 from foretaste.seeds import borrowed_global_state
 from foretaste.spec import AdapterSpec, HeadPolicy, ResolvedAdapter
 from foretaste.specfile import validate
-
-FULL = "full"
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "rslora": {"use_rslora": True},
-    "dora": {"use_dora": True},
-    "pissa": {"init_lora_weights": "pissa"},
-    "olora": {"init_lora_weights": "olora"},
-}
-
-# r and alpha: the TTR paper's defaults (section 4.1). all-linear: its code (protocol.md 1.1).
-LORA_DEFAULTS: dict[str, Any] = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
-
-ALL_LINEAR: dict[str, Any] = {"target_modules": "all-linear"}
-
-# Methods whose targets are no linear layers (normalisations, embeddings): peft knows which.
-_NOT_LINEAR = {"ln_tuning", "trainable_tokens"}
 
 _NOT_OURS = {
     "task_type",
@@ -52,27 +36,8 @@ _NOT_OURS = {
     "base_model_name_or_path",
 }
 
-
-@functools.cache
-def _peft_configs() -> dict[str, type[peft.PeftConfig]]:
-    return {str(kind.value).lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-
-
-def methods() -> list[str]:
-    """Every name that `method` of an adapter may have."""
-    return sorted({FULL, *VARIANTS, *_peft_configs()})
-
-
-def config_class(method: str, *, where: str | None = None) -> type[peft.PeftConfig]:
-    """The peft config class behind a method.
-
-    Raises:
-        UserError: There is no such method.
-    """
-    name = "lora" if method in VARIANTS else method
-    if name not in _peft_configs():
-        raise unknown("adapter", method, methods(), where=where)
-    return _peft_configs()[name]
+# What to do about a config that peft refuses: its own message says what is wrong.
+_OTHERWISE = "Change the arm's fields, or take another method (foretaste list adapters)."
 
 
 def expand(spec: AdapterSpec, index: int) -> list[tuple[AdapterSpec, dict[str, Any]]]:
@@ -118,19 +83,21 @@ def resolve(spec: AdapterSpec, chosen: dict[str, Any], *, where: str) -> Resolve
     Raises:
         UserError: Unknown method or field, or a combination that makes no sense.
     """
-    if spec.method == FULL:
-        return _resolve_full(spec, chosen, where)
+    if spec.method in (FULL, BITFIT):
+        return _resolve_plain(spec, chosen, where)
     kind = config_class(spec.method, where=f"{where}.method")
+    catalogue.refuse_unfit(spec.method, spec.config, where=where)
+    is_lora = kind is peft.LoraConfig
     fields = {field.name for field in dataclasses.fields(kind)} - _NOT_OURS
+    fields |= {catalogue.RATIO} if is_lora else set()
     for key in spec.config:
         if key not in fields:
             raise unknown(f"field of peft's {kind.__name__}", key, fields, where=where)
-    fixed = VARIANTS.get(spec.method, {})
+    fixed = catalogue.VARIANTS.get(spec.method, {})
     clash = [key for key in fixed if key in spec.config and spec.config[key] != fixed[key]]
     if clash:
         raise UserError(f"'{spec.method}' sets {clash[0]} = {fixed[clash[0]]} itself", where=where)
-    is_lora = kind is peft.LoraConfig
-    defaults = LORA_DEFAULTS if is_lora else {} if spec.method in _NOT_LINEAR else ALL_LINEAR
+    defaults = catalogue.defaults(spec.method)
     config = {key: value for key, value in defaults.items() if key in fields} | spec.config | fixed
     if spec.freeze == "B" and config.get("init_lora_weights", True) in (True, "gaussian", "orthogonal"):
         raise UserError(
@@ -142,9 +109,12 @@ def resolve(spec: AdapterSpec, chosen: dict[str, Any], *, where: str) -> Resolve
         raise UserError("init and freeze are for LoRA's A and B", where=where)
     if spec.init and "init_lora_weights" in config:
         raise UserError("give `init` or peft's init_lora_weights, not both", where=where)
-    r = config.get("r")
-    if is_lora and (not isinstance(r, int) or isinstance(r, bool) or r < 1):
-        raise UserError(f"r is {r!r}: expected a whole number above zero", where=where)
+    for key in ("r", "num_virtual_tokens"):
+        count = config.get(key)
+        if key in defaults and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise UserError(f"{key} is {count!r}: expected a whole number above zero", where=where)
+    if catalogue.RATIO in config:
+        config[catalogue.RATIO] = _ratio(config[catalogue.RATIO], spec, where)
     return ResolvedAdapter(
         name=spec.name or _name(spec, config, chosen),
         method=spec.method,
@@ -154,13 +124,31 @@ def resolve(spec: AdapterSpec, chosen: dict[str, Any], *, where: str) -> Resolve
     )
 
 
-def _resolve_full(spec: AdapterSpec, chosen: dict[str, Any], where: str) -> ResolvedAdapter:
+def _resolve_plain(spec: AdapterSpec, chosen: dict[str, Any], where: str) -> ResolvedAdapter:
+    """Full fine-tuning and BitFit, which have no settings of their own."""
     if spec.config or spec.init or spec.freeze:
         wrong = next(iter(spec.config), "init" if spec.init else "freeze")
-        raise UserError(f"full fine-tuning has no '{wrong}'", where=where)
+        called = "full fine-tuning" if spec.method == FULL else "BitFit"
+        raise UserError(f"{called} has no '{wrong}'", where=where)
     return ResolvedAdapter(
-        name=spec.name or _name(spec, {}, chosen), method=FULL, config={}, init=None, freeze=None
+        name=spec.name or _name(spec, {}, chosen), method=spec.method, config={}, init=None, freeze=None
     )
+
+
+def _ratio(value: Any, spec: AdapterSpec, where: str) -> float:
+    where = f"{where}.{catalogue.RATIO}"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:
+        raise UserError(f"it is {value!r}: expected a number above zero", where=where)
+    if spec.freeze == "B":
+        raise UserError("with B frozen there is no rate of B", where=where, cure="Drop one of the two.")
+    return float(value)
+
+
+def loraplus_ratio(adapter: ResolvedAdapter) -> float | None:
+    """Learning rate of B over that of all else (LoRA+, Hayou et al. 2024); None: one rate for all."""
+    ratio: float | None = adapter.config.get(catalogue.RATIO)
+    return ratio
 
 
 def _name(spec: AdapterSpec, config: dict[str, Any], chosen: dict[str, Any]) -> str:
@@ -179,10 +167,11 @@ def from_peft(config: peft.PeftConfig, name: str | None = None) -> AdapterSpec:
     Fields for which foretaste has defaults of its own (r, lora_alpha, target_modules) are taken as they are.
     """
     method = str(getattr(config.peft_type, "value", config.peft_type)).lower()
-    ours = set(LORA_DEFAULTS if type(config) is peft.LoraConfig else ALL_LINEAR)
+    ours = {*catalogue.defaults(method), "target_modules"}
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        value = value.value if isinstance(value, enum.Enum) else value
         factory = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
         differs = value != default and value is not None
@@ -201,6 +190,17 @@ def linear_names(model: nn.Module, *, head: Sequence[str] = ()) -> list[str]:
     ]
 
 
+def norm_names(model: nn.Module, *, head: Sequence[str] = ()) -> list[str]:
+    """Full names of all normalisation layers with weights (LayerNorm, RMSNorm) outside the head."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module).__name__.endswith("Norm")
+        and any(True for _ in module.parameters(recurse=False))
+        and name.partition(".")[0] not in head
+    ]
+
+
 def attach(
     model: PreTrainedModel,
     adapter: ResolvedAdapter,
@@ -215,7 +215,8 @@ def attach(
     leaves the random head frozen, as a LoRA target like any other linear layer (protocol.md 1.1).
 
     Args:
-        model: A classifier with its head already set.
+        model: A classifier with its head already set; changed in place. On the meta device inits that
+            decompose the weights are left out.
         adapter: The arm.
         head_policy: Who trains the head.
         seed: The init seed.
@@ -225,11 +226,17 @@ def attach(
         The model, and the check of LoRA's init when one was asked for.
 
     Raises:
-        UserError: peft refuses the config for this model, or the rank is larger than a layer.
+        UserError: The method does not fit this model, or the rank is larger than a layer.
     """
+    where = f"adapter '{adapter.name}'"
     if adapter.method == FULL:
         model.requires_grad_(True)
         return model, None
+    if adapter.method == BITFIT:
+        bitfit.train_biases(model, head_policy=head_policy, where=where)
+        return model, None
+    prompts.refuse(model, config_class(adapter.method), head_policy=head_policy, where=where)
+    _refuse_olora_on_conv1d(model, adapter, where)
     config = _build_config(model, adapter, head_policy, total_steps)
     head = heads.find(model).modules
     try:
@@ -238,10 +245,17 @@ def attach(
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             # For GPT-2's Conv1D peft sets it right by itself, and says so once for each layer.
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning)
+            # Of the sizes of normalisation layers, which nothing asks for.
+            warnings.filterwarnings("ignore", message="Unsupported layer type", category=UserWarning)
             wrapped = peft.get_peft_model(model, config)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-        raise UserError(f"peft refuses this config: {error}", where=f"adapter '{adapter.name}'") from error
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OSError) as error:
+        raise UserError(f"peft refuses this config: {error}", where=where, cure=_OTHERWISE) from error
     _check_rank(wrapped, adapter, head)
+    if catalogue.is_prompt_learning(type(config)) and not isinstance(config, prompts.KEYS_AND_VALUES):
+        prompts.show_head_only_text(model, adapter.config["num_virtual_tokens"])
+    if head_policy != "paper":
+        _train_head(model, head)
+    _refuse_idle(wrapped, model, () if head_policy == "paper" else head, where)
     check = None
     if adapter.init is not None and not _on_meta(wrapped):
         check = inits.apply(wrapped, adapter.init, seed)
@@ -256,10 +270,22 @@ def _build_config(
 ) -> peft.PeftConfig:
     kind = config_class(adapter.method)
     fields = {field.name for field in dataclasses.fields(kind)}
-    config = dict(adapter.config)
+    config = {key: value for key, value in adapter.config.items() if key != catalogue.RATIO}
     head = heads.find(model).modules
+    if _on_meta(model) and isinstance(config.get("init_lora_weights"), str):
+        config["init_lora_weights"] = True  # pissa, olora: there are no weights to decompose
     if config.get("target_modules") == "all-linear":
         config["target_modules"] = linear_names(model, head=() if head_policy == "paper" else head)
+    known = model.config.model_type in TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING
+    if kind is peft.LNTuningConfig and config.get("target_modules") is None and not known:
+        config["target_modules"] = norm_names(model, head=head)
+    if issubclass(kind, peft.PromptTuningConfig | peft.PromptEncoderConfig):
+        # peft looks for these under names that DistilBERT does not use, and takes the width of the hidden
+        # states for that of the embeddings, which is smaller in ELECTRA and ALBERT.
+        words: Any = model.get_input_embeddings()
+        config.setdefault("token_dim", words.weight.shape[1])
+        config.setdefault("num_layers", model.config.num_hidden_layers)
+        config.setdefault("num_attention_heads", model.config.num_attention_heads)
     if head_policy != "paper":
         config["task_type"] = "SEQ_CLS"
         if "modules_to_save" in fields:
@@ -275,7 +301,33 @@ def _build_config(
     try:
         return kind(**config)
     except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"peft refuses this config: {error}", where=f"adapter '{adapter.name}'") from error
+        where = f"adapter '{adapter.name}'"
+        raise UserError(f"peft refuses this config: {error}", where=where, cure=_OTHERWISE) from error
+
+
+def _refuse_olora_on_conv1d(model: nn.Module, adapter: ResolvedAdapter, where: str) -> None:
+    """OLoRA of peft takes GPT-2's transposed weights for plain ones; where they are square, unnoticed."""
+    if adapter.config.get("init_lora_weights") == "olora" and any(
+        isinstance(module, Conv1D) for module in model.modules()
+    ):
+        raise UserError(
+            "peft's OLoRA cannot start from layers of GPT-2's kind", where=where, cure="Use pissa."
+        )
+
+
+def _train_head(model: nn.Module, head: Sequence[str]) -> None:
+    """Let the head train also where peft's method has no place for it (`modules_to_save`)."""
+    for name in head:
+        module = model.get_submodule(name)
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            module.requires_grad_(True)
+
+
+def _refuse_idle(wrapped: nn.Module, model: nn.Module, head: Sequence[str], where: str) -> None:
+    """Check that something is trained beside the head: some methods pass over layers of unknown kinds."""
+    inside = {id(parameter) for name in head for parameter in model.get_submodule(name).parameters()}
+    if all(id(p) in inside for p in wrapped.parameters() if p.requires_grad):
+        raise UserError("it trains nothing in this model beside its head", where=where, cure=_OTHERWISE)
 
 
 def _check_rank(model: nn.Module, adapter: ResolvedAdapter, head: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    Cache,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -77,14 +78,18 @@ class MeanPooledClassifier(PreTrainedModel):
         attention_mask: torch.Tensor,
         input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         return_dict: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
         """Logits of shape (batch, classes), and the mean cross-entropy when labels are given."""
+        if past_key_values is not None:
+            kwargs["past_key_values"] = past_key_values
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **kwargs).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        # Under prompt methods the mask begins with the virtual tokens, which are no part of the text.
+        mask = attention_mask[:, -hidden.shape[1] :].unsqueeze(-1).to(hidden.dtype)
         logits = self.classifier((hidden * mask).sum(1) / mask.sum(1))
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
@@ -209,11 +214,12 @@ def read_config(location: Location) -> PretrainedConfig:
         with quiet():
             config: PretrainedConfig = AutoConfig.from_pretrained(location.name, **location.kwargs)
     except (OSError, ValueError, ImportError) as error:
-        raise _unreadable(location, error) from None
+        raise unreadable(location, error) from None
     return config
 
 
-def _unreadable(location: Location, error: Exception) -> UserError:
+def unreadable(location: Location, error: Exception) -> UserError:
+    """The error of a model that transformers cannot load, in one line."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return UserError(
         f"cannot load '{location.name}': {text}",
@@ -240,7 +246,7 @@ def load_tokenizer(location: Location) -> PreTrainedTokenizerBase:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(location.name, **location.kwargs)
     except (OSError, ValueError, ImportError) as error:
-        raise _unreadable(location, error) from None
+        raise unreadable(location, error) from None
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -287,7 +293,7 @@ def load_classifier(
             else:
                 model = auto.from_pretrained(location.name, config=config, dtype=dtype, **location.kwargs)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _unreadable(location, error) from None
+        raise unreadable(location, error) from None
     assert isinstance(model, PreTrainedModel)
     if pooling == "model":
         return model

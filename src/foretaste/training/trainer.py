@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from transformers import (
 from foretaste.models.encode import Encoded
 from foretaste.seeds import borrowed_global_state, integer
 from foretaste.spec import TrainingSpec
+from foretaste.training.lora_plus import raise_rate_of_b
 from foretaste.training.order import SeededOrder
 from foretaste.training.vocabulary import only_used_tokens
 
@@ -34,6 +35,16 @@ OPTIMIZERS = {"adamw": "adamw_torch_fused", "sgd": "sgd", "adafactor": "adafacto
 DEFAULT_EPOCHS = 3.0
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps in all) after each optimiser step."""
+SumOfLosses = Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]
+"""From a model and a batch to the sum of the losses of all labels that are not -100."""
+
+
+class Rows(Protocol):
+    """A data set that fits into memory."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
 
 
 class Diverged(RuntimeError):
@@ -81,18 +92,35 @@ class Collator:
 class _Trainer(Trainer):
     """Trainer with our order of rows, a check of every loss, and a count of the work."""
 
-    def __init__(self, *, sampler: Sampler[int], **kwargs: Any) -> None:
+    def __init__(
+        self, *, sampler: Sampler[int], ratio: float | None, loss: SumOfLosses | None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self._sampler = sampler
+        self._ratio = ratio
+        self._loss = loss
         # Classifiers average over their micro-batch whatever they are told. Trainer takes the `**kwargs` of
         # their forward for a promise to divide by all rows of the step, and would leave gradients a factor
-        # `gradient_accumulation` too large.
-        self.model_accepts_loss_kwargs = False
+        # `gradient_accumulation` too large. A loss of our own is divided by all labels of the step.
+        self.model_accepts_loss_kwargs = loss is not None
         self.losses: list[list[float]] = []
         self.rows = self.tokens = self.padding = 0
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> Sampler[int]:
         return self._sampler
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if new and self._ratio is not None:
+            assert self.model is not None
+            raise_rate_of_b(optimizer, self.model, self._ratio)
+        return optimizer
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if self._loss is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        return self._loss(model, inputs) / kwargs["num_items_in_batch"]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -170,6 +198,7 @@ def fine_tune(
     *,
     max_length: int,
     seed: int,
+    loraplus_ratio: float | None = None,
     on_step: OnStep | None = None,
 ) -> Trained:
     """Train a classifier in place.
@@ -182,14 +211,58 @@ def fine_tune(
         spec: Budget, optimiser and the rest; its learning rate is set.
         max_length: Length to pad to under `padding: max_length`.
         seed: The order seed; it also drives dropout where there is any.
+        loraplus_ratio: Learning rate of LoRA's B over that of all else; None: one rate for all.
+        on_step: Progress.
+
+    Raises:
+        Diverged: A loss, a weight or a state of the optimiser is not finite.
+    """
+    return train_rows(
+        model,
+        train,
+        Collator(tokenizer, max_length if spec.padding == "max_length" else None),
+        order_lengths,
+        spec,
+        tokens={tokenizer.pad_token_id} | train.token_ids,
+        seed=seed,
+        loraplus_ratio=loraplus_ratio,
+        on_step=on_step,
+    )
+
+
+def train_rows(
+    model: nn.Module,
+    rows: Rows,
+    collator: Callable[[Sequence[Any]], dict[str, torch.Tensor]],
+    order_lengths: Sequence[int],
+    spec: TrainingSpec,
+    *,
+    tokens: set[int],
+    seed: int,
+    loraplus_ratio: float | None = None,
+    loss: SumOfLosses | None = None,
+    on_step: OnStep | None = None,
+) -> Trained:
+    """Train any model in place, on rows of any kind.
+
+    Args:
+        model: Its adapter is attached; what is to be trained requires gradients.
+        rows: What the collator takes; as many as there are lengths.
+        collator: Makes a batch of rows, with `attention_mask` and `labels`.
+        order_lengths: Tokens of the rows before poisoning; they decide the batches.
+        spec: Budget, optimiser and the rest; its learning rate is set.
+        tokens: Every token id that training will look up, padding included.
+        seed: The order seed; it also drives dropout where there is any.
+        loraplus_ratio: Learning rate of LoRA's B over that of all else; None: one rate for all.
+        loss: Sum over the labels of a batch, which is divided by the number of labels of the whole step; by
+            default the model's own loss, which is a mean over a batch.
         on_step: Progress.
 
     Raises:
         Diverged: A loss, a weight or a state of the optimiser is not finite.
     """
     assert spec.learning_rate is not None
-    steps = planned_steps(spec, len(train))
-    collator = Collator(tokenizer, max_length if spec.padding == "max_length" else None)
+    steps = planned_steps(spec, len(rows))
     with tempfile.TemporaryDirectory(prefix="foretaste-") as folder, borrowed_global_state(seed, "order"):
         arguments = TrainingArguments(
             output_dir=folder,
@@ -216,15 +289,16 @@ def fine_tune(
         trainer = _Trainer(
             model=model,
             args=arguments,
-            train_dataset=train,
+            train_dataset=rows,
             data_collator=collator,
             callbacks=[_Steps(on_step)],
             sampler=SeededOrder(
                 order_lengths, spec.batch_size, seed=seed, by_length=spec.grouping == "length"
             ),
+            ratio=loraplus_ratio,
+            loss=loss,
         )
         trainer.remove_callback(PrinterCallback)
-        tokens = {tokenizer.pad_token_id} | train.token_ids
         started = time.perf_counter()
         with only_used_tokens(model, tokens, spec):
             trainer.train()

@@ -30,6 +30,7 @@ class UsedRows(nn.Module):
         places = torch.full((whole.num_embeddings,), len(used), device=used.device)
         places[used] = torch.arange(len(used), device=used.device)
         self.register_buffer("places", places, persistent=False)
+        self._whole = (whole, used)  # in a tuple: a submodule's weight would be a parameter of this one
         pad = whole.padding_idx
         self.padding_idx = None if pad is None or pad not in used else int(places[pad])
 
@@ -37,6 +38,13 @@ class UsedRows(nn.Module):
         """Embeddings of shape (*input_ids.shape, d)."""
         places: torch.Tensor = self.get_buffer("places")
         return nn.functional.embedding(places[input_ids], self.weight, padding_idx=self.padding_idx)
+
+    def write_back(self) -> nn.Embedding:
+        """The embedding that it stands for, with the rows in use as they are now."""
+        whole, used = self._whole
+        with torch.no_grad():
+            whole.weight[used] = self.weight.detach()
+        return whole
 
 
 @contextmanager
@@ -63,9 +71,28 @@ def only_used_tokens(model: nn.Module, token_ids: Iterable[int], spec: TrainingS
     try:
         yield
     finally:
-        with torch.no_grad():
-            whole.weight[used] = part.weight.detach()
-        setattr(parent, name, whole)
+        setattr(parent, name, part.write_back())
+
+
+@contextmanager
+def every_token(model: nn.Module) -> Iterator[None]:
+    """Amid `only_used_tokens`, put the whole embedding back for a moment: for a look at the model.
+
+    Training goes on as if nothing had happened. Elsewhere this does nothing.
+
+    Args:
+        model: The model in training.
+    """
+    part = next((module for module in model.modules() if isinstance(module, UsedRows)), None)
+    if part is None:
+        yield
+        return
+    parent, name = _place_of(model, part)
+    setattr(parent, name, part.write_back())
+    try:
+        yield
+    finally:
+        setattr(parent, name, part)
 
 
 def _plain_embedding(model: nn.Module) -> nn.Embedding | None:
