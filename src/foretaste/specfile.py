@@ -66,6 +66,20 @@ def load(path: Path, kind: type[M]) -> M:
 
 def parse(text: str, kind: type[M], *, origin: str = "spec") -> M:
     """The spec in a YAML text; `origin` is named in errors. Raises as `load` does."""
+    value, root = _read(text, origin)
+    return validate(value, kind, origin=origin, root=root)
+
+
+def mapping(text: str, *, origin: str) -> dict[str, Any]:
+    """A YAML text that is a mapping of words; `origin` is named in errors.
+
+    Raises:
+        UserError: It is no YAML, or no mapping.
+    """
+    return _read(text, origin)[0]
+
+
+def _read(text: str, origin: str) -> tuple[dict[str, Any], yaml.Node | None]:
     try:
         root = yaml.compose(text, Loader=_UniqueKeys)
         value = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader with stricter keys
@@ -81,7 +95,7 @@ def parse(text: str, kind: type[M], *, origin: str = "spec") -> M:
         raise UserError(f"not valid YAML: {error}", where=origin) from None
     if not isinstance(value, dict):
         raise UserError("the spec is not a mapping of keys to values", where=origin)
-    return validate(value, kind, origin=origin, root=root)
+    return value, root
 
 
 def validate(value: dict[str, Any], kind: type[M], *, origin: str, root: yaml.Node | None = None) -> M:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from foretaste import presets
 from foretaste.experiments import prepare
 from foretaste.experiments import run as run_module
 from foretaste.record import Record, read_manifest
+from foretaste.reproduction import compose
 from foretaste.seeds import uniforms
 from foretaste.spec import MeasureSpec
 from foretaste.training import trainer
@@ -32,7 +31,8 @@ def paper(
 ) -> tuple[list[Record], Path, Heard]:
     """The shipped preset with the data, the model, the rates and the number of steps made small."""
     folder = make_csv_folder(pairs=True)
-    content = yaml.safe_load(presets.read("ttr-protocol"))
+    preset = compose.compose("ttr-rates", "sst2", scale="paper", variant="paper", data=None, inputs=None)
+    content = preset.model_dump(exclude_unset=True)
     content["data"] = {"source": str(folder), "test_split": "test"}
     content["model"] |= {"base": str(tiny_bert), "max_length": 48, "eval_max_length": 9}
     content["adapters"][1] |= {"r": 4}

@@ -1,0 +1,186 @@
+"""From a preset, a scale and a variant to the specs that measure it, one for each sweep and task."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from foretaste import presets, specfile
+from foretaste.errors import UserError, unknown
+from foretaste.reproduction.preset import Fields, Part, Preset, Scale, Sweep, Task, Variant
+from foretaste.spec import MeasureSpec
+
+INPUTS = "{inputs}"
+M = TypeVar("M", bound=BaseModel)
+
+
+def compose(
+    sweep: str, task: str, *, scale: Scale, variant: Variant, data: Path | None, inputs: Path | None
+) -> MeasureSpec:
+    """The spec of one sweep on one task.
+
+    Later parts win: the scale, the variant, the sweep, the sweep at that scale.
+
+    Args:
+        sweep: Name of a file in `presets/reproduce/sweeps`.
+        task: Name in `tasks.yaml`.
+        scale: How large.
+        variant: `paper` for the original protocol, `clean` for foretaste's defaults.
+        data: Folder that holds a folder for each task; None takes the tasks from the hub.
+        inputs: Folder of the tiny model and data that `smoke` is run on (see `inputs.write`).
+
+    Raises:
+        UserError: There is no such task, or the parts give no valid spec.
+    """
+    content, part = read_sweep(sweep), scales()[scale]
+    overlay = content.scales.get(scale)
+    protocol = variants()[variant]
+    where = task_fields(task, scale=scale, data=data, inputs=inputs)
+    title = f"{content.title}, {tasks()[task].title}"
+    spec: Fields = {"name": f"{sweep}-{task}", "title": title, "data": where}
+    layers = (part.spec, protocol.spec, content.spec, overlay.spec if overlay else {})
+    for layer in layers:
+        spec = merged(spec, layer)
+    if scale == "smoke":
+        assert inputs is not None
+        spec["model"]["base"] = spec["model"]["base"].replace(INPUTS, str(inputs))
+    arms = merged(content.adapters, overlay.adapters if overlay else {})
+    poisons = merged(content.attacks, overlay.attacks if overlay else {})
+    spec["adapters"] = [
+        arm
+        for fields in arms.values()
+        for arm in zipped(_of_method(fields, part.adapters, protocol.adapters))
+    ]
+    spec["attacks"] = [
+        {"name": name, **_of_method(fields, part.attacks, protocol.attacks)}
+        for name, fields in poisons.items()
+    ]
+    return specfile.validate(spec, MeasureSpec, origin=f"preset {sweep}, {scale}, {variant}")
+
+
+def task_fields(task: str, *, scale: Scale, data: Path | None, inputs: Path | None) -> Fields:
+    """The `data` section of a task.
+
+    Raises:
+        UserError: There is no such task, or its folder is missing.
+    """
+    if task not in tasks():
+        raise unknown("task", task, tasks())
+    known = tasks()[task]
+    if scale == "smoke":
+        return {"source": f"{inputs}/{task}", "test_split": "validation", "labels": known.labels}
+    if data is None:
+        return {
+            "source": known.hub,
+            "config": known.config,
+            "test_split": known.test,
+            "labels": known.labels,
+        }
+    folder = data / known.folder
+    if not folder.is_dir():
+        raise UserError(
+            f"no folder '{known.folder}' for the task {known.title}",
+            where=str(data),
+            cure="Name a folder that holds one for each task, or leave --data out to use the hub.",
+        )
+    return {"source": str(folder), "test_split": known.folder_test, "labels": known.labels}
+
+
+def merged(base: Fields, over: Fields) -> Fields:
+    """Two mappings in one: mappings are merged, anything else is replaced, and None takes a key out."""
+    result = copy.deepcopy(base)
+    for key, value in over.items():
+        if value is None and isinstance(result.get(key), dict):
+            del result[key]
+        elif isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = merged(result[key], value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result
+
+
+def zipped(fields: Fields) -> list[Fields]:
+    """One adapter for each place of the parallel lists under `zip`; dotted keys reach into sections.
+
+    Raises:
+        UserError: The lists differ in length.
+    """
+    fields = dict(fields)
+    lists: dict[str, list[Any]] = fields.pop("zip", {})
+    if len({len(values) for values in lists.values()}) > 1:
+        raise UserError(f"lists of different lengths: {', '.join(lists)}", where="zip")
+    arms = []
+    # Without lists there is one arm, of an empty combination.
+    for values in zip(*lists.values(), strict=True) if lists else [()]:
+        arm = copy.deepcopy(fields)
+        for key, value in zip(lists, values, strict=True):
+            head, _, tail = key.partition(".")
+            if tail:
+                arm.setdefault(head, {})[tail] = value
+            else:
+                arm[key] = value
+        arms.append(arm)
+    return arms
+
+
+def _of_method(fields: Fields, *parts: dict[str, Fields]) -> Fields:
+    """An adapter or attack with what the parts fix for its method; its own fields win."""
+    base: Fields = {}
+    for part in parts:
+        base = merged(base, part.get(fields["method"], {}))
+    return merged(base, fields)
+
+
+def names() -> list[str]:
+    """Every preset that `foretaste reproduce` takes."""
+    return presets.files("reproduce")
+
+
+def read(name: str) -> Preset:
+    """A preset by name.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    if name not in names():
+        raise unknown("figure or table", name, names(), where="reproduce")
+    return _parsed(f"reproduce/{name}", Preset)
+
+
+def read_sweep(name: str) -> Sweep:
+    """A sweep by name."""
+    return _parsed(f"reproduce/sweeps/{name}", Sweep)
+
+
+@functools.cache
+def scales() -> dict[str, Part]:
+    """What each scale fixes."""
+    return _table("scales", Part)
+
+
+@functools.cache
+def variants() -> dict[str, Part]:
+    """What each variant fixes."""
+    return _table("variants", Part)
+
+
+@functools.cache
+def tasks() -> dict[str, Task]:
+    """Every task."""
+    return _table("tasks", Task)
+
+
+def _parsed(path: str, kind: type[M]) -> M:
+    return specfile.parse(presets.text(path), kind, origin=f"preset {path}")
+
+
+def _table(name: str, kind: type[M]) -> dict[str, M]:
+    path = f"reproduce/parts/{name}"
+    content: dict[str, Any] = specfile.mapping(presets.text(path), origin=f"preset {path}")
+    return {
+        key: specfile.validate(value, kind, origin=f"preset {path}, {key}") for key, value in content.items()
+    }

@@ -1,0 +1,136 @@
+"""Write docs/presets.md from the presets' own YAML: `python tools/preset_reference.py`. A test compares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+from foretaste.models import adapters
+from foretaste.reproduction import compose
+from foretaste.reproduction.preset import Preset, Scale
+from foretaste.spec import AttackSpec, MeasureSpec, TrainingSpec
+
+SCALES: tuple[Scale, ...] = get_args(Scale)
+MOST_ARMS = 9
+
+HEAD = """# Figures and tables, one command each
+
+Made from the presets by `python tools/preset_reference.py`.
+
+```
+foretaste reproduce ttr-fig1                                  # laptop scale, foretaste's own protocol
+foretaste reproduce ttr-fig1 --variant clean --variant paper  # drawn over the paper's protocol
+foretaste reproduce --all --scale smoke                       # all of them, on a tiny random model
+```
+
+A preset names the sweeps that its figure or table is drawn from: those of the TTR paper, and comparisons
+that it lacks. Presets share sweeps, and a run is done once. Pages lie in `runs/reproduce/pages/`, with the
+figure as SVG, PNG and PDF and the numbers as CSV, LaTeX and Parquet. What the variant `paper` switches back
+to the original's way: [protocol.md](protocol.md).
+"""
+
+
+def seeds_of(spec: MeasureSpec) -> str:
+    """The seeds as a list."""
+    return ", ".join(str(seeds.data) for seeds in spec.seed_tuples())
+
+
+def rows_of(spec: MeasureSpec) -> str:
+    """Training and test rows."""
+    train = f"{spec.data.train_rows:,}" if spec.data.train_rows else "all"
+    test = f"{spec.data.test_rows:,}" if spec.data.test_rows else "all"
+    return f"{train} training, {test} test"
+
+
+def length_of(training: TrainingSpec) -> str:
+    """Steps or epochs."""
+    return f"{training.steps:,} steps" if training.steps else f"{training.epochs or 3:g} epochs"
+
+
+def arms_of(spec: MeasureSpec) -> list[str]:
+    """Names of the arms, as they stand in tables."""
+    return [
+        adapters.resolve(single, chosen, where="adapters").name
+        for index, adapter in enumerate(spec.adapters)
+        for single, chosen in adapters.expand(adapter, index)
+    ]
+
+
+def arms_text(names: list[str]) -> str:
+    """The arms; a long sweep by its first, second and last."""
+    shown = names if len(names) <= MOST_ARMS else [*names[:2], "...", names[-1]]
+    listed = ", ".join(name if name == "..." else f"`{name}`" for name in shown)
+    return listed if len(names) <= MOST_ARMS else f"{listed} ({len(names)} arms)"
+
+
+def amounts_of(attack: AttackSpec) -> str:
+    """An attack with its amounts."""
+    amounts = ", ".join(f"{rate * 100:g}" for rate in attack.rates)
+    return f"{attack.name} {amounts} %"
+
+
+def spec_of(sweep: str, task: str, scale: Scale) -> MeasureSpec:
+    """A sweep as the clean variant runs it; data from the hub."""
+    return compose.compose(sweep, task, scale=scale, variant="clean", data=None, inputs=Path("inputs"))
+
+
+def runs_of(spec: MeasureSpec, drawn: list[str]) -> int:
+    """Runs of a sweep on one task that a preset draws, the clean ones with them."""
+    amounts = sum(len(attack.rates) for attack in spec.attacks if attack.name in drawn)
+    return (1 + amounts) * len(arms_of(spec)) * len(spec.seed_tuples())
+
+
+def sweeps_table(preset: Preset) -> list[str]:
+    """One row a scale and sweep."""
+    lines = [
+        "| scale | tasks | sweep | arms | poison | model, rows, length | seeds | runs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for scale in SCALES:
+        tasks = preset.tasks.get(scale, [])
+        for sweep, drawn in preset.sweeps.items():
+            spec = spec_of(sweep, tasks[0], scale)
+            base = "a tiny random model" if scale == "smoke" else spec.model.base
+            poison = "; ".join(amounts_of(attack) for attack in spec.attacks if attack.name in drawn)
+            setting = f"{base}, {rows_of(spec)}, {length_of(spec.training)}"
+            titles = ", ".join(compose.tasks()[task].title for task in tasks)
+            runs = runs_of(spec, drawn) * len(tasks)
+            cells = [scale, titles, f"`{sweep}`", arms_text(arms_of(spec)), poison or "none", setting]
+            lines.append(f"| {' | '.join([*cells, seeds_of(spec), str(runs)])} |")
+    return lines
+
+
+def section(name: str) -> list[str]:
+    """One preset."""
+    preset = compose.read(name)
+    lines = [f"## {name}: {preset.title}", "", f"*{preset.item}.* {preset.says}", ""]
+    lines += [*sweeps_table(preset), ""] if preset.sweeps else ["Nothing is trained for it.", ""]
+    if preset.findings:
+        lines += [f"Findings that it speaks to: {', '.join(f'`{name}`' for name in preset.findings)}.", ""]
+    if preset.differences:
+        lines += ["Known differences from the paper:", ""]
+        lines += [*(f"* {line}" for line in preset.differences), ""]
+    return lines
+
+
+def render() -> str:
+    """The whole page."""
+    lines = [HEAD, "| preset | shows | in the paper |", "|---|---|---|"]
+    for name in compose.names():
+        preset = compose.read(name)
+        lines.append(f"| [{name}](#{anchor(name, preset.title)}) | {preset.title} | {preset.item} |")
+    lines.append("")
+    for name in compose.names():
+        lines += section(name)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def anchor(name: str, title: str) -> str:
+    """The address of a section, as forges make it from its heading."""
+    kept = "".join(c for c in f"{name} {title}".lower() if c.isalnum() or c in " -")
+    return kept.replace(" ", "-")
+
+
+if __name__ == "__main__":
+    target = Path(__file__).resolve().parents[1] / "docs" / "presets.md"
+    target.write_text(render(), encoding="utf-8")
