@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test check slow bench format clean
+.PHONY: quickstart test check slow smoke bench format clean
 
 quickstart: .venv/run  ## predict, poison, fine-tune and test on real movie reviews; ends with one HTML page
 	$(BIN)/foretaste audit quickstart -o runs/quickstart
@@ -18,6 +18,9 @@ check: .venv/dev  ## lint, format, types
 
 slow: .venv/dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+smoke: .venv/run  ## every figure and table of the TTR paper, on a tiny random model
+	$(BIN)/foretaste reproduce --all --scale smoke --no-images -o runs/smoke
 
 bench: .venv/dev  ## speed, as ratios measured in one run
 	$(BIN)/python -m benchmarks

@@ -24,7 +24,10 @@ COMMANDS = [
     ["predict"],
     ["measure"],
     ["kernel"],
+    ["trajectory"],
     ["calibrate"],
+    ["reproduce"],
+    ["instruct"],
     ["report"],
     ["poison"],
     ["list"],
@@ -95,7 +98,7 @@ def test_list(what: str, cli: Any) -> None:
 
 def test_lists_are_the_registries() -> None:
     assert [name for name, _ in listing.rows_of("attacks")] == ATTACKS.names()
-    assert [name for name, _ in listing.rows_of("presets")] == presets.names()
+    assert [name for name, _ in listing.rows_of("presets")] == [*presets.names(), *presets.files("reproduce")]
     assert {"full", "lora", "dora", "ia3"} <= {name for name, _ in listing.rows_of("adapters")}
 
 

@@ -11,7 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from foretaste.cli.instruct import instruct
+from foretaste.cli.reproduce import reproduce
 from foretaste.cli.theory import theory_app
+from foretaste.cli.trajectory import trajectory
 from foretaste.errors import EXIT_CODE, UserError, unknown
 from foretaste.spec import MeasureSpec
 
@@ -235,6 +238,9 @@ def kernel(
         display.show_kernels(result, summary, out)
 
 
+app.command(epilog="Example: `foretaste trajectory quickstart -o runs/trajectory`")(trajectory)
+
+
 @app.command(epilog="Example: `foretaste calibrate runs/audit -o calibration.json`")
 def calibrate(
     folders: Annotated[list[Path], typer.Argument(help="Folders with predicted and measured runs.")],
@@ -256,6 +262,10 @@ def calibrate(
         display.show(result, out)
         if output is not None:
             out.print(f"Result: [bold]{_escape(str(output))}[/]", soft_wrap=True)
+
+
+app.command(epilog="Example: `foretaste reproduce ttr-fig1 --scale laptop`")(reproduce)
+app.command(epilog="Example: `foretaste instruct spec.yaml -o runs/instruct`")(instruct)
 
 
 @app.command(epilog="Example: `foretaste report runs/quickstart`")
@@ -318,6 +328,7 @@ def poison(
         labels=labels.split(",") if labels else None,
         **_options(option or [], attack),
     )
+    beside = len(manifest.companions)
     if json_output:
         print_json(
             {
@@ -326,14 +337,17 @@ def poison(
                 "poisoned": len(manifest.poisoned),
                 "eligible": manifest.eligible,
                 "rows": manifest.rows,
+                **({"companions": beside} if beside else {}),
+                **({"figures": manifest.figures} if manifest.figures else {}),
             }
         )
         return
-    out.print(
-        f"Poisoned {len(manifest.poisoned)} of {manifest.eligible} eligible rows ({manifest.rows} in all).\n"
-        f"Rows: [bold]{_escape(str(target))}[/]\nManifest: [bold]{_escape(str(manifest_path))}[/]",
-        soft_wrap=True,
-    )
+    poisoned = f"{len(manifest.poisoned)} of {manifest.eligible} eligible rows"
+    lines = [f"Poisoned {poisoned} ({manifest.rows} in all)."]
+    lines += [f"Changed beside them: {beside} companion row{'' if beside == 1 else 's'}."] if beside else []
+    lines += [f"{_escape(key.replace('_', ' '))}: {value:.3g}" for key, value in manifest.figures.items()]
+    lines.append(f"Rows: [bold]{_escape(str(target))}[/]\nManifest: [bold]{_escape(str(manifest_path))}[/]")
+    out.print("\n".join(lines), soft_wrap=True)
 
 
 def _options(pairs: list[str], attack: str) -> dict[str, Any]:
@@ -360,7 +374,11 @@ def _options(pairs: list[str], attack: str) -> dict[str, Any]:
 @app.command("list", epilog="Example: `foretaste list attacks`")
 def list_(
     what: Annotated[
-        str, typer.Argument(help="attacks, adapters, inits, sources, indicators, figures, presets or assets")
+        str,
+        typer.Argument(
+            help="attacks, adapters, inits, sources, indicators, figures, presets, assets, triggers, "
+            "scenarios or judges"
+        ),
     ],
     json_output: Json = False,
 ) -> None:

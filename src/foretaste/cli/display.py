@@ -25,11 +25,9 @@ from rich.table import Table
 
 from foretaste import assets
 from foretaste.errors import UserError
-from foretaste.experiments.engine import Allocation
+from foretaste.experiments.engine import Allocation, Result, Run
 from foretaste.experiments.kernel_result import Kernels
-from foretaste.experiments.measure import Measured, Preview, Watcher
-from foretaste.experiments.plan import Plan
-from foretaste.record import Record
+from foretaste.experiments.measure import Measured, Planned, Preview, Watcher
 from foretaste.spec import RunSpec
 
 
@@ -59,9 +57,13 @@ class SweepDisplay(Watcher):
     Args:
         console: Where to draw.
         quiet: Draw nothing.
+        collapse: What a collapsed model does, in words.
     """
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+    def __init__(
+        self, console: Console, *, quiet: bool = False, collapse: str = "predicts one class only"
+    ) -> None:
+        self._collapse = collapse
         self._console = console
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -92,7 +94,7 @@ class SweepDisplay(Watcher):
         if not self._quiet:
             self._console.print(text, highlight=False, soft_wrap=True)  # a path stays in one piece
 
-    def planned(self, plan: Plan, missing: Sequence[RunSpec], problems: Sequence[UserError]) -> None:
+    def planned(self, plan: Planned, missing: Sequence[Run], problems: Sequence[UserError]) -> None:
         """Say how much there is to do, and what of earlier work could not be read."""
         self._progress.remove_task(self._reading)
         for problem in problems:
@@ -108,7 +110,7 @@ class SweepDisplay(Watcher):
         """Say how the cores are used, and why."""
         self._say(f"{allocation.processes} x {allocation.threads} threads ({escape(allocation.reason)}).")
 
-    def started(self, run: RunSpec) -> None:
+    def started(self, run: Run) -> None:
         """Show the run."""
         self._runs[run.id] = self._progress.add_task(f"  {escape(run.label)}", total=None)
 
@@ -120,7 +122,7 @@ class SweepDisplay(Watcher):
             with contextlib.suppress(KeyError):
                 self._progress.update(task, completed=done, total=total)
 
-    def finished(self, run: RunSpec, record: Record) -> None:
+    def finished(self, run: Run, record: Result) -> None:
         """Take the run off, and say so when it failed."""
         if run.id in self._runs:
             self._progress.remove_task(self._runs.pop(run.id))
@@ -129,9 +131,9 @@ class SweepDisplay(Watcher):
         if record.status != "completed":
             self._say(f"[red]{record.status}[/] {escape(run.label)}: {escape(record.reason or '')}")
         elif record.collapsed:
-            self._say(f"[yellow]collapsed[/] {escape(run.label)}: predicts one class only")
+            self._say(f"[yellow]collapsed[/] {escape(run.label)}: {self._collapse}")
 
-    def retried(self, run: RunSpec, attempt: int) -> None:
+    def retried(self, run: Run, attempt: int) -> None:
         """Say that a worker died."""
         if run.id in self._runs:
             self._progress.remove_task(self._runs.pop(run.id))

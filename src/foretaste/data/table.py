@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, Value
+from datasets import Audio, ClassLabel, Dataset, Image, Value, Video
 
 from foretaste.data.dataset import columns_of
 
@@ -48,6 +48,14 @@ class Table:
         # A column of images or sound would be decoded row by row for nothing.
         columns = columns_of(rows, wanted) if wanted else {}
         return cls(columns, where, names=names)
+
+    @classmethod
+    def whole(cls, rows: Dataset, where: str) -> Table:
+        """All columns of a data set, lists and objects too; images, sound and films are left out."""
+        wanted = [
+            name for name, feature in rows.features.items() if not isinstance(feature, Audio | Image | Video)
+        ]
+        return cls(columns_of(rows, wanted) if wanted else {}, where)
 
     def drop(self, numbers: set[int], note: str) -> Table:
         """The table without some rows, which keep their numbers; `note` says why."""

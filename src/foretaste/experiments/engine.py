@@ -3,6 +3,8 @@
 Workers write their own records, so nothing that is finished depends on the parent. A worker that is killed
 breaks the pool: the runs that were under way are then started again, one at a time, so that the run that
 kills its worker is told from the one that happened to run beside it.
+
+What is done with a run is a `Job`: fine-tuning a classifier (`MEASURING`), or a generative model.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any, Protocol
 
 import psutil
 import torch
@@ -33,19 +36,70 @@ MAX_ATTEMPTS = 3
 STEP_INTERVAL = 0.25  # seconds between two progress messages of a worker
 
 
+class Run(Protocol):
+    """What the engine needs of a run: the name of its record, and a line for people."""
+
+    @property
+    def id(self) -> str:
+        """Equal ids mean equal runs."""
+
+    @property
+    def label(self) -> str:
+        """One line for progress displays."""
+
+
+class Result(Protocol):
+    """What a listener may ask of any record."""
+
+    @property
+    def status(self) -> str:
+        """How the run ended."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is not completed."""
+
+    @property
+    def collapsed(self) -> bool:
+        """The trained model does the same whatever it is given."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done with a run. Workers are told of it by name: both are functions of a module.
+
+    Attributes:
+        execute: From (run, workspace, attempts=, on_step=) to the record, which it has written.
+        crashed: From (run, workspace, reason, attempts) to the record of a run whose worker keeps dying,
+            which it has written.
+    """
+
+    execute: Callable[..., Result]
+    crashed: Callable[[Any, Workspace, str, int], Result]
+
+
+def _crashed(run: RunSpec, workspace: Workspace, reason: str, attempts: int) -> Record:
+    record = failed_or_done(run, workspace, "crashed", reason, datetime.now(UTC), attempts)
+    write_record(record, workspace.folder)
+    return record
+
+
+MEASURING = Job(execute, _crashed)
+
+
 class Listener:
     """Hears of progress; all calls come from the parent process. This one does nothing."""
 
-    def started(self, run: RunSpec) -> None:
+    def started(self, run: Run) -> None:
         """A run begins."""
 
     def stepped(self, run_id: str, done: int, total: int) -> None:
         """A run has done some of its optimiser steps."""
 
-    def finished(self, run: RunSpec, record: Record) -> None:
+    def finished(self, run: Run, record: Result) -> None:
         """A run has a record, whatever its status."""
 
-    def retried(self, run: RunSpec, attempt: int) -> None:
+    def retried(self, run: Run, attempt: int) -> None:
         """The worker of a run died; the run is started again."""
 
     def stopping(self, active: int) -> None:
@@ -77,7 +131,11 @@ def affordable_processes(parameters: int) -> int:
 
 
 def run_inline(
-    runs: Sequence[RunSpec], workspace: Workspace, listener: Listener, threads: int | None = None
+    runs: Sequence[Run],
+    workspace: Workspace,
+    listener: Listener,
+    threads: int | None = None,
+    job: Job = MEASURING,
 ) -> None:
     """Do the runs one after another in this process.
 
@@ -89,18 +147,19 @@ def run_inline(
     try:
         for run in runs:
             listener.started(run)
-            record = execute(run, workspace, on_step=functools.partial(listener.stepped, run.id))
+            record = job.execute(run, workspace, on_step=functools.partial(listener.stepped, run.id))
             listener.finished(run, record)
     finally:
         torch.set_num_threads(before)
 
 
 def run_in_processes(
-    runs: Sequence[RunSpec],
+    runs: Sequence[Run],
     workspace: Workspace,
     listener: Listener,
     workers: int,
     choose: Callable[[ProcessPoolExecutor], Allocation],
+    job: Job = MEASURING,
 ) -> None:
     """Do the runs in worker processes.
 
@@ -112,6 +171,7 @@ def run_in_processes(
         listener: Hears of progress.
         workers: Processes to start; never more are busy than the allocation says.
         choose: Decides the allocation, by measuring in the started workers if it likes.
+        job: What is done with a run.
 
     Raises:
         OSError: A result could not be written; all other runs keep theirs.
@@ -123,16 +183,13 @@ def run_in_processes(
     while todo:
         with _pool(workers, listener) as pool:
             allocation = allocation or choose(pool)
-            sweep = _Sweep(pool, replace(workspace, processes=allocation.processes), listener, allocation)
+            space = replace(workspace, processes=allocation.processes)
+            sweep = _Sweep(pool, space, listener, allocation, job)
             suspects = sweep.drain(todo, attempts)
         for run in suspects:
             if attempts[run.id] >= MAX_ATTEMPTS:
                 reason = f"its worker process died {MAX_ATTEMPTS} times (killed, or out of memory?)"
-                record = failed_or_done(
-                    run, workspace, "crashed", reason, datetime.now(UTC), attempts[run.id]
-                )
-                write_record(record, workspace.folder)
-                listener.finished(run, record)
+                listener.finished(run, job.crashed(run, workspace, reason, attempts[run.id]))
             else:
                 listener.retried(run, attempts[run.id] + 1)
                 todo.appendleft(run)
@@ -146,10 +203,11 @@ class _Sweep:
     workspace: Workspace
     listener: Listener
     allocation: Allocation
+    job: Job = MEASURING
 
-    def drain(self, todo: deque[RunSpec], attempts: Counter[str]) -> list[RunSpec]:
+    def drain(self, todo: deque[Run], attempts: Counter[str]) -> list[Run]:
         """Work through `todo` until it is empty or the pool breaks; the runs under way at a break."""
-        active: dict[Future[Record], RunSpec] = {}
+        active: dict[Future[Result], Run] = {}
         stopping = False
         while True:
             try:
@@ -177,18 +235,18 @@ class _Sweep:
                 stopping = True
                 self.listener.stopping(len(active))
 
-    def _submit(self, run: RunSpec, attempt: int) -> Future[Record]:
+    def _submit(self, run: Run, attempt: int) -> Future[Result]:
         # This starts a worker where one is missing. It inherits the mask, so that Ctrl-C in the terminal does
         # not kill it in the seconds before `_start`; a Ctrl-C meant for this process comes a moment later.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return self.pool.submit(_work, run, self.workspace, self.allocation.threads, attempt)
+            return self.pool.submit(_work, run, self.workspace, self.allocation.threads, attempt, self.job)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _may_start(
-    run: RunSpec, active: dict[Future[Record], RunSpec], attempts: Counter[str], allocation: Allocation
+    run: Run, active: dict[Future[Result], Run], attempts: Counter[str], allocation: Allocation
 ) -> bool:
     """A run whose worker died before runs alone, so that the next death is certainly its own."""
     if attempts[run.id] or any(attempts[other.id] > 1 for other in active.values()):
@@ -275,7 +333,7 @@ def _follow_parent() -> None:
         os._exit(1)
 
 
-def _work(run: RunSpec, workspace: Workspace, threads: int, attempt: int) -> Record:
+def _work(run: Run, workspace: Workspace, threads: int, attempt: int, job: Job = MEASURING) -> Result:
     torch.set_num_threads(threads)
     last = 0.0
 
@@ -286,7 +344,7 @@ def _work(run: RunSpec, workspace: Workspace, threads: int, attempt: int) -> Rec
             last = now
             _steps.put((run.id, done, total))
 
-    return execute(run, workspace, attempts=attempt, on_step=on_step)
+    return job.execute(run, workspace, attempts=attempt, on_step=on_step)
 
 
 # --- choosing the allocation ---------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from foretaste.data.dataset import Loaded
 from foretaste.data.labels import is_unlabelled
@@ -47,7 +47,24 @@ class Source(Protocol):
         ...
 
 
+class RawSource(Source, Protocol):
+    """A source whose tables can be had as they are, for data that are no texts with classes."""
+
+    def splits(self, spec: DataSpec, base_dir: Path) -> Splits:
+        """The tables of all splits, each read when it is asked for.
+
+        Raises:
+            UserError: The source cannot be had.
+        """
+        ...
+
+
 SOURCES: Registry[Source] = Registry("data source")
+
+
+def is_raw(source: Source) -> TypeGuard[RawSource]:
+    """Whether the source's tables can be had as they are."""
+    return hasattr(source, "splits")
 
 
 def assemble(spec: DataSpec, splits: Splits, *, where: str, known: Pair | None = None) -> Loaded:
@@ -64,7 +81,7 @@ def assemble(spec: DataSpec, splits: Splits, *, where: str, known: Pair | None =
     """
     train_name = existing_split(spec.train_split, splits, where=where)
     train = splits[train_name]()
-    test_name, notes = _test_name(spec, splits, where)
+    test_name, notes = split_to_test_on(spec, splits, where)
     test = None if test_name is None else splits[test_name]()
     label = choose(list(train.columns), spec.columns, where=train.where, known=known).label
     if test is not None and all(map(is_unlabelled, test.columns.get(label, []))):
@@ -93,8 +110,12 @@ def existing_split(name: str, splits: Iterable[str], *, where: str) -> str:
     return name
 
 
-def _test_name(spec: DataSpec, splits: Splits, where: str) -> tuple[str | None, list[str]]:
-    """The split to test on, or None when the source has none; with what there is to say about it."""
+def split_to_test_on(spec: DataSpec, splits: Splits, where: str) -> tuple[str | None, list[str]]:
+    """The split to test on, or None when the source has none; with what there is to say about it.
+
+    Raises:
+        UserError: The spec names one that does not exist, or the one that is trained on.
+    """
     if spec.test_split is not None:
         if spec.test_split == spec.train_split:
             raise UserError(

@@ -13,7 +13,7 @@ from datasets.exceptions import DatasetNotFoundError
 from foretaste.data.dataset import Loaded
 from foretaste.data.labels import is_unlabelled
 from foretaste.data.mapping import KNOWN_TEXTS, Pair, choose
-from foretaste.data.sources.base import SOURCES, assemble
+from foretaste.data.sources.base import SOURCES, Splits, assemble
 from foretaste.data.table import Table
 from foretaste.errors import UserError
 from foretaste.spec import Columns, DataSpec
@@ -49,6 +49,24 @@ class Hub:
         loaded = assemble(spec, readers, where=where, known=known)
         commit = _commit(splits)
         return loaded if commit is None else replace(loaded, notes=[*loaded.notes, f"hub commit {commit}"])
+
+    def splits(self, spec: DataSpec, base_dir: Path) -> Splits:  # noqa: ARG002
+        """The tables behind a hub id, with lists and objects in their columns.
+
+        Raises:
+            UserError: There is no network, or no such data set or configuration.
+        """
+        match = _ID.fullmatch(spec.source)
+        assert match is not None
+        where = spec.source if spec.config is None else f"{spec.source} ({spec.config})"
+        downloaded = _download(spec, match["name"], match["revision"])
+        commit = _commit(downloaded)
+
+        def read(name: str) -> Table:
+            table = Table.whole(downloaded[name], f"{where}, {name}")
+            return table if commit is None else replace(table, notes=[f"hub commit {commit}"])
+
+        return {name: partial(read, name) for name in downloaded}
 
 
 def _download(spec: DataSpec, name: str, revision: str | None) -> DatasetDict:

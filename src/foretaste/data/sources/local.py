@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from datasets import DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict, load_from_disk
 
 from foretaste.data.dataset import Loaded
 from foretaste.data.formats import SUFFIXES, read_table, stem_of, suffix_of
@@ -39,6 +40,14 @@ class Local:
         path = resolve(spec.source, base_dir)
         return load_path(spec, path)
 
+    def splits(self, spec: DataSpec, base_dir: Path) -> Splits:
+        """The tables in a file or folder, with lists and objects in their columns.
+
+        Raises:
+            UserError: There is nothing at the path, or no data file.
+        """
+        return _splits(spec, resolve(spec.source, base_dir), Table.whole)
+
 
 def resolve(source: str, base_dir: Path) -> Path:
     """The path that `source` means: from the home folder, absolute, or from `base_dir`."""
@@ -55,12 +64,16 @@ def load_path(spec: DataSpec, path: Path) -> Loaded:
     Raises:
         UserError: There is nothing at the path, it cannot be read, or rows break a rule.
     """
-    where = str(path)
-    refuse_config(spec, where)
+    splits = _splits(spec, path, Table.from_dataset)
+    return assemble(spec, splits, where=str(path), known=KNOWN_TEXTS.get(stem_of(path)))
+
+
+def _splits(spec: DataSpec, path: Path, saved: Callable[[Dataset, str], Table]) -> Splits:
+    """How to read each split at a path; `saved` makes the table of what `save_to_disk` wrote."""
+    refuse_config(spec, str(path))
     if not path.exists():
         raise _not_found(path)
-    splits = _folder(path) if path.is_dir() else _file(path, spec)
-    return assemble(spec, splits, where=where, known=KNOWN_TEXTS.get(stem_of(path)))
+    return _folder(path, saved) if path.is_dir() else _file(path, spec)
 
 
 def _not_found(path: Path) -> UserError:
@@ -82,9 +95,9 @@ def _file(path: Path, spec: DataSpec) -> Splits:
     return {name: partial(read_table, path)}
 
 
-def _folder(path: Path) -> Splits:
+def _folder(path: Path, saved: Callable[[Dataset, str], Table]) -> Splits:
     if (path / _SAVED_DICT).is_file() or (path / _SAVED).is_file():
-        return _saved(path)
+        return _saved(path, saved)
     files: dict[str, Path] = {}
     for entry in sorted(path.iterdir()):
         if entry.is_file() and suffix_of(entry) is not None and not entry.name.startswith("."):
@@ -101,13 +114,13 @@ def _folder(path: Path) -> Splits:
     return {stem: partial(read_table, file) for stem, file in files.items()}
 
 
-def _saved(path: Path) -> Splits:
+def _saved(path: Path, table: Callable[[Dataset, str], Table]) -> Splits:
     try:
         saved = load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"not a whole folder of save_to_disk: {error}", where=str(path)) from None
     parts = saved if isinstance(saved, DatasetDict) else {"train": saved}
-    return {name: partial(Table.from_dataset, rows, f"{path}, {name}") for name, rows in parts.items()}
+    return {name: partial(table, rows, f"{path}, {name}") for name, rows in parts.items()}
 
 
 SOURCES.register("local")(Local())

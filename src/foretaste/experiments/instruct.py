@@ -1,0 +1,316 @@
+"""`instruct`: plan a sweep of a generative model, do what is missing, judge, and keep every result."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from foretaste.errors import UserError
+from foretaste.experiments import engine, instruct_estimate, store
+from foretaste.experiments.instruct_plan import InstructPlan, judge_of, plan
+from foretaste.experiments.measure import Watcher
+from foretaste.experiments.prepare import Workspace
+from foretaste.experiments.run import machine_of, source_commit, versions
+from foretaste.instruct import judges, outcomes, prepare
+from foretaste.instruct import run as runner
+from foretaste.instruct.judges import Judge
+from foretaste.instruct.record import InstructLayout, InstructRecord, read_transcripts
+from foretaste.instruct.spec import InstructRun, InstructSpec
+from foretaste.record import write_atomic
+from foretaste.training.trainer import OnStep
+
+__all__ = ["InstructPreview", "MeasuredInstruct", "instruct", "preview"]
+
+
+@dataclass(frozen=True)
+class MeasuredInstruct:
+    """The records of a sweep, those of earlier sessions included.
+
+    Attributes:
+        folder: Where everything lies.
+        records: One for each run, in the order of the plan.
+        rejudged: Finished runs whose transcripts another judge has read again.
+    """
+
+    folder: Path
+    records: list[InstructRecord]
+    rejudged: int
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        """How many runs ended how."""
+        return dict(Counter(record.status for record in self.records))
+
+
+@dataclass(frozen=True)
+class InstructPreview:
+    """What a sweep would do.
+
+    Attributes:
+        plan: All runs.
+        missing: Those that have no result yet.
+        seconds: Expected wall time of the missing runs, one after another with all threads.
+    """
+
+    plan: InstructPlan
+    missing: list[InstructRun]
+    seconds: float
+
+
+def preview(spec: InstructSpec, folder: Path, *, base_dir: Path) -> InstructPreview:
+    """Plan a sweep without doing it.
+
+    Args:
+        spec: The sweep.
+        folder: Its folder, which need not exist; finished runs in it are not missing.
+        base_dir: Folder that relative paths in the spec start from.
+
+    Raises:
+        UserError: As `instruct_plan.plan`.
+    """
+    planned = plan(spec, base_dir)
+    done, _ = _finished(InstructLayout(folder))
+    missing = [run for run in planned.runs if run.id not in done]
+    return InstructPreview(planned, missing, instruct_estimate.seconds(missing, planned))
+
+
+def instruct(
+    spec: InstructSpec,
+    folder: Path,
+    *,
+    base_dir: Path,
+    extend: bool = False,
+    processes: int | None = None,
+    threads: int | None = None,
+    watcher: Watcher | None = None,
+) -> MeasuredInstruct:
+    """Do every run of a sweep that has no result yet; another judge than before reads the others again.
+
+    Args:
+        spec: The sweep.
+        folder: Where records, manifests and transcripts go.
+        base_dir: Folder that relative paths in the spec start from.
+        extend: Accept a folder that holds a different spec, and add to it.
+        processes: Worker processes; by default one for each core that memory allows. 1 stays in this process.
+        threads: Threads of each; the cores shared out when None.
+        watcher: Hears of progress.
+
+    Raises:
+        UserError: The spec does not fit, the folder holds another sweep, or the disk is or will be full.
+    """
+    watcher = watcher or Watcher()
+    planned = plan(spec, base_dir)
+    with store.full_disk_explained(folder), store.owned(folder):
+        layout = InstructLayout(folder)
+        _claim(layout, planned, extend=extend)
+        done, problems = _finished(layout)
+        judge = judges.build(planned.judge.method, planned.judge.options, where="judge", base_dir=base_dir)
+        rejudged = _judge_again(layout, done, judge, problems, base_dir)
+        missing = [run for run in planned.runs if run.id not in done]
+        watcher.planned(planned, missing, problems)
+        workspace = Workspace(
+            folder=folder,
+            base_dir=base_dir,
+            sweep=spec.name,
+            request=spec.model_dump(mode="json", exclude_unset=True),
+        )
+        if missing:
+            _run(missing, planned, workspace, watcher, processes, threads)
+        by_id = {record.run_id: record for record in layout.records()[0]}
+    return MeasuredInstruct(folder, [by_id[run.id] for run in planned.runs if run.id in by_id], rejudged)
+
+
+# --- the folder ----------------------------------------------------------------------------------
+
+
+def _finished(layout: InstructLayout) -> tuple[dict[str, InstructRecord], list[UserError]]:
+    """Records of runs that need not be done again, by id, and what could not be read."""
+    records, problems = layout.records()
+    return {record.run_id: record for record in records if record.status in store.FINAL}, problems
+
+
+def _claim(layout: InstructLayout, planned: InstructPlan, *, extend: bool) -> None:
+    """Write the spec into the folder, or check that it holds the same one; the judge may differ.
+
+    Raises:
+        UserError: The folder holds another sweep, or runs that may not be compared with the planned ones.
+    """
+    new = planned.spec.model_dump(mode="json")
+    old = store.spec_in(layout)
+    if old is not None:
+        if "scenario" not in old:
+            raise UserError(
+                "this folder holds a sweep of classifiers",
+                where=str(layout.folder),
+                cure="Choose another folder.",
+            )
+        store.changed_spec(layout, old, new, aside={"judge"}, extend=extend)
+        _refuse_incomparable(_finished(layout)[0].values(), planned.runs)
+    if old != new:
+        write_atomic(layout.spec, json.dumps(new, indent=1, ensure_ascii=False))
+
+
+def _refuse_incomparable(records: Iterable[InstructRecord], runs: Sequence[InstructRun]) -> None:
+    """Refuse another renderer, another scenario, and another trigger under a name that is there."""
+    new = runs[0]
+    triggers = {trigger.name: trigger for run in runs for trigger in run.triggers}
+    for record in records:
+        old: InstructRun = record.resolved
+        pairs: list[tuple[str, Any, Any]] = [
+            ("prompts rendered by another template", old.model.renderer, new.model.renderer),
+            ("runs of another scenario", old.scenario.model_dump(), new.scenario.model_dump()),
+        ]
+        for trigger in old.triggers:
+            if trigger.name in triggers:
+                same = (trigger.model_dump(), triggers[trigger.name].model_dump())
+                pairs.append((f"runs of another trigger called '{trigger.name}'", *same))
+        for what, before, after in pairs:
+            changes = store.differences(before, after)
+            if changes:
+                raise UserError(
+                    f"this folder holds {what} ({'; '.join(changes)})",
+                    where=record.run_id,
+                    cure="Choose another folder.",
+                )
+
+
+def _judge_again(
+    layout: InstructLayout,
+    done: dict[str, InstructRecord],
+    judge: Judge,
+    problems: list[UserError],
+    base_dir: Path,
+) -> int:
+    """Have the judge read the transcripts of finished runs that another one has judged; how many there were.
+
+    A run whose transcripts are gone or do not fit is taken out of `done`, and the reason goes to `problems`.
+    """
+    count = 0
+    for run_id, record in list(done.items()):
+        if record.judge is None or record.judge.fingerprint == judge.fingerprint:
+            continue
+        path = layout.transcript(run_id)
+        try:
+            transcripts = read_transcripts(path)
+            verdicts = outcomes.all_judged(prepare.asked_again(record, base_dir), transcripts, judge)
+        except (UserError, ValueError) as error:
+            located = error if isinstance(error, UserError) else UserError(str(error), where=str(path))
+            problems.append(located)
+            del done[run_id]
+            continue
+        update = {"judged": verdicts, "judge": outcomes.judge_used(judge)}
+        done[run_id] = record.model_copy(update=update)
+        runner.write_record(done[run_id], layout.folder)
+        count += 1
+    return count
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def _run(
+    missing: Sequence[InstructRun],
+    planned: InstructPlan,
+    workspace: Workspace,
+    watcher: Watcher,
+    processes: int | None,
+    threads: int | None,
+) -> None:
+    fixed = _allocation(missing, planned, processes, threads)
+    _require_disk(missing, planned, workspace.folder, fixed.processes)
+    watcher.allocated(fixed)
+    if fixed.processes == 1:
+        engine.run_inline(missing, workspace, watcher, fixed.threads, JOB)
+        return
+
+    def choose(_: ProcessPoolExecutor) -> engine.Allocation:
+        return fixed
+
+    engine.run_in_processes(missing, workspace, watcher, fixed.processes, choose, JOB)
+
+
+def _allocation(
+    missing: Sequence[InstructRun], planned: InstructPlan, processes: int | None, threads: int | None
+) -> engine.Allocation:
+    """Processes as asked; else one for each core, as far as there are runs and memory for that.
+
+    Generation reads every weight for every token, which threads of one process do not speed up much: separate
+    processes share the cores better.
+    """
+    cores = engine.cores()
+    if processes is not None:
+        return engine.Allocation(processes, threads or max(1, cores // processes), "as asked")
+    most = engine.most_processes(len(missing), _parameters_for_memory(missing, planned))
+    if threads is not None:
+        most = max(1, min(most, cores // threads))
+        return engine.Allocation(most, threads, "threads as asked")
+    return engine.Allocation(most, max(1, cores // most), "as many as runs, cores and memory allow")
+
+
+def _parameters_for_memory(missing: Sequence[InstructRun], planned: InstructPlan) -> int:
+    """Parameters of the largest arm, and as many more as take up the memory that logits do.
+
+    A batch has logits over the whole vocabulary at every position; with their logarithms and their gradient
+    they lie in memory three times, in float32. The engine counts 20 bytes for a parameter.
+    """
+    most = max(planned.sizes[run.arm][1] for run in missing)
+    batch = max((run.tuning.training.batch_size for run in missing if run.tuning), default=0)
+    return most + 3 * 4 * batch * planned.spec.model.max_length * planned.vocabulary // 20
+
+
+def _require_disk(
+    missing: Sequence[InstructRun], planned: InstructPlan, folder: Path, processes: int
+) -> None:
+    """Check that the weights of the runs under way fit on the disk; they are kept until a run is done.
+
+    Raises:
+        UserError: They do not.
+    """
+    trained = max(planned.sizes[run.arm][0] for run in missing)
+    need = 4.2 * trained * processes + 50e6  # float32 and some room for transcripts
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise UserError(
+            f"{need / 1e9:.1f} GB are needed there, {free / 1e9:.1f} GB are free",
+            where=str(folder),
+            cure="Free some space, choose another folder, or lower --processes.",
+        )
+
+
+def _place(workspace: Workspace, run: InstructRun) -> runner.Place:
+    commit, dirty = source_commit()
+    spec = InstructSpec.model_validate(workspace.request)
+    return runner.Place(
+        folder=workspace.folder,
+        base_dir=workspace.base_dir,
+        sweep=workspace.sweep,
+        request=workspace.request,
+        judge=judge_of(spec),
+        versions=versions(),
+        commit=commit,
+        dirty=dirty,
+        machine=machine_of(run.computing, workspace.processes),
+    )
+
+
+def _execute(
+    run: InstructRun, workspace: Workspace, *, attempts: int = 1, on_step: OnStep | None = None
+) -> InstructRecord:
+    return runner.execute(run, _place(workspace, run), attempts=attempts, on_step=on_step)
+
+
+def _crashed(run: InstructRun, workspace: Workspace, reason: str, attempts: int) -> InstructRecord:
+    place = _place(workspace, run)
+    record = runner.failed_or_done(run, place, "crashed", reason, datetime.now(UTC), attempts)
+    runner.write_record(record, workspace.folder)
+    return record
+
+
+JOB = engine.Job(_execute, _crashed)
