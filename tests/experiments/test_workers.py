@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter, deque
+from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pandas as pd
 import psutil
 import pytest
 
+from foretaste.errors import UserError
 from foretaste.experiments import engine
 from foretaste.experiments import measure as experiment
 from foretaste.experiments.plan import plan
@@ -260,3 +263,51 @@ def test_processes_and_threads_are_as_asked(
         experiment.measure(spec(seeds=[0, 1]), tmp_path / "sweep", base_dir=NOWHERE, watcher=watch, **asked)
     assert (watch.allocation.processes, watch.allocation.threads) == expected
     assert watch.allocation.reason
+
+
+class BreakingPool:
+    """A pool that takes some runs and then breaks while it starts a worker for the next one."""
+
+    def __init__(self, takes: int, error: Exception) -> None:
+        self.takes, self.error = takes, error
+
+    def submit(self, *_: Any) -> Future[Any]:
+        if self.takes == 0:
+            raise self.error
+        self.takes -= 1
+        return Future()
+
+
+@pytest.mark.parametrize("error", [BrokenProcessPool("dead"), ValueError("bad value(s) in fds_to_keep")])
+@pytest.mark.parametrize("takes", [0, 1])
+def test_a_run_whose_worker_could_not_be_started_is_still_to_be_done(
+    spec: Any, watch: Any, tmp_path: Path, takes: int, error: Exception
+) -> None:
+    runs = plan(spec(seeds=[0]), NOWHERE).runs
+    todo, attempts = deque(runs), Counter[str]()
+    workspace = Workspace(folder=tmp_path, base_dir=NOWHERE, sweep="x", request={})
+    pool: Any = BreakingPool(takes, error)
+    sweep = engine._Sweep(pool, workspace, watch, engine.Allocation(2, 1, "test"))
+    suspects = sweep.drain(todo, attempts)
+    assert [run.id for run in suspects] == [run.id for run in runs[:takes]]
+    assert [run.id for run in todo] == [run.id for run in runs[takes:]]
+    assert dict(attempts) == {run.id: 1 for run in runs[:takes]}
+    assert watch.started_runs == [run.id for run in runs[:takes]]
+
+
+def test_workers_that_never_start_a_run_end_the_sweep(
+    spec: Any, watch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools: list[Any] = []
+
+    @contextmanager
+    def breaking(*_: Any) -> Iterator[Any]:
+        pools.append(BreakingPool(0, BrokenProcessPool("dead")))
+        yield pools[-1]
+
+    monkeypatch.setattr(engine, "_pool", breaking)
+    runs = plan(spec(seeds=[0]), NOWHERE).runs
+    workspace = Workspace(folder=tmp_path, base_dir=NOWHERE, sweep="x", request={})
+    with pytest.raises(UserError, match="died 3 times before they had started a run"):
+        engine.run_in_processes(runs, workspace, watch, 2, lambda _: engine.Allocation(2, 1, "test"))
+    assert len(pools) == engine.MAX_ATTEMPTS

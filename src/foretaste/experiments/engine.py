@@ -27,6 +27,7 @@ from typing import Any, Protocol
 import psutil
 import torch
 
+from foretaste.errors import UserError
 from foretaste.experiments.prepare import Workspace
 from foretaste.experiments.run import execute, failed_or_done, write_record
 from foretaste.record import Record
@@ -175,17 +176,26 @@ def run_in_processes(
 
     Raises:
         OSError: A result could not be written; all other runs keep theirs.
+        UserError: Workers die before they have started a run, again and again.
         KeyboardInterrupt: After the runs under way have finished, or been stopped.
     """
     todo = deque(runs)
     attempts: Counter[str] = Counter()
     allocation: Allocation | None = None
+    idle = 0  # pools in a row that broke before they had started a run
     while todo:
+        waiting = len(todo)
         with _pool(workers, listener) as pool:
             allocation = allocation or choose(pool)
             space = replace(workspace, processes=allocation.processes)
             sweep = _Sweep(pool, space, listener, allocation, job)
             suspects = sweep.drain(todo, attempts)
+        idle = idle + 1 if len(todo) == waiting else 0
+        if idle == MAX_ATTEMPTS:
+            raise UserError(
+                f"worker processes died {idle} times before they had started a run",
+                cure="Look for what kills them (memory?), or stay in one process: --processes 1.",
+            )
         for run in suspects:
             if attempts[run.id] >= MAX_ATTEMPTS:
                 reason = f"its worker process died {MAX_ATTEMPTS} times (killed, or out of memory?)"
@@ -212,9 +222,11 @@ class _Sweep:
         while True:
             try:
                 while todo and not stopping and _may_start(todo[0], active, attempts, self.allocation):
-                    run = todo.popleft()
+                    run = todo[0]
+                    active[self._submit(run, attempts[run.id] + 1)] = run
+                    # Only now: a pool that breaks in `_submit` has not started the run.
+                    todo.popleft()
                     attempts[run.id] += 1
-                    active[self._submit(run, attempts[run.id])] = run
                     self.listener.started(run)
                 if not active:
                     if stopping:
@@ -241,6 +253,9 @@ class _Sweep:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return self.pool.submit(_work, run, self.workspace, self.allocation.threads, attempt, self.job)
+        except ValueError as error:
+            # A pool that breaks while it starts a worker closes the pipes that the worker was to inherit.
+            raise BrokenProcessPool(str(error)) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
