@@ -278,7 +278,10 @@ class BreakingPool:
         return Future()
 
 
-@pytest.mark.parametrize("error", [BrokenProcessPool("dead"), ValueError("bad value(s) in fds_to_keep")])
+@pytest.mark.parametrize(
+    "error",
+    [BrokenProcessPool("dead"), ValueError("bad value(s) in fds_to_keep"), OSError("handle is closed")],
+)
 @pytest.mark.parametrize("takes", [0, 1])
 def test_a_run_whose_worker_could_not_be_started_is_still_to_be_done(
     spec: Any, watch: Any, tmp_path: Path, takes: int, error: Exception

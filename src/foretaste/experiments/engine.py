@@ -253,7 +253,7 @@ class _Sweep:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return self.pool.submit(_work, run, self.workspace, self.allocation.threads, attempt, self.job)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             # A pool that breaks while it starts a worker closes the pipes that the worker was to inherit.
             raise BrokenProcessPool(str(error)) from error
         finally:
