@@ -49,7 +49,7 @@ def draw(loaded: Loaded, spec: DataSpec, seed: int) -> Split:
     """
     notes: list[str] = []
     if loaded.test is None:
-        train, test = _carve(loaded.train, spec.test_fraction)
+        train, test = carve(loaded.train, spec.test_fraction)
         notes.append(f"{len(test)} of {len(loaded.train)} rows are set apart for testing")
     else:
         train, test = loaded.train, loaded.test
@@ -77,7 +77,7 @@ def spare(loaded: Loaded, spec: DataSpec, seed: int, count: int) -> Dataset:
         seed: The data seed.
         count: Rows that are wanted.
     """
-    train = loaded.train if loaded.test is not None else _carve(loaded.train, spec.test_fraction)[0]
+    train = loaded.train if loaded.test is not None else carve(loaded.train, spec.test_fraction)[0]
     taken = len(train) if spec.train_rows is None else spec.train_rows
     return take(train, _order(train, seed, "data")[taken : taken + count])
 
@@ -90,8 +90,12 @@ def _order(rows: Dataset, seed: int, stream: str) -> list[int]:
     return sorted(range(len(ids)), key=lambda row: (numbers[row], ids[row]))
 
 
-def _carve(rows: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
-    """Rows in two parts, the second of them the share `fraction`; neither is empty."""
+def carve(rows: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
+    """Rows in two parts, the second of them the share `fraction`; neither is empty.
+
+    Raises:
+        UserError: There are not two rows.
+    """
     if len(rows) < 2:
         raise UserError(f"{len(rows)} rows cannot be parted into training and test rows")
     count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
