@@ -27,6 +27,7 @@ from transformers import (
 from foretaste.models.encode import Encoded
 from foretaste.seeds import borrowed_global_state, integer
 from foretaste.spec import TrainingSpec
+from foretaste.training import ranks
 from foretaste.training.lora_plus import raise_rate_of_b
 from foretaste.training.order import SeededOrder
 from foretaste.training.vocabulary import only_used_tokens
@@ -126,6 +127,7 @@ class _Trainer(Trainer):
         loss = super().training_step(*args, **kwargs)
         # The loss comes back divided by the micro-batches of this step: undo it, so that curves compare.
         value = loss.item() * self.current_gradient_accumulation_steps
+        value = self.over_processes("mean", value)[0]  # so that all of them stop when one has no finite loss
         if not math.isfinite(value):
             raise Diverged(f"the loss is {value} at step {self.state.global_step + 1}")
         if self.state.global_step == len(self.losses):
@@ -137,6 +139,14 @@ class _Trainer(Trainer):
         self.tokens += mask.numel()
         self.padding += int((mask == 0).sum())
         return loss
+
+    def over_processes(self, reduction: str, *values: float) -> list[float]:
+        """Mean or sum over the processes that train together."""
+        if self.args.world_size == 1:
+            return list(values)
+        own = torch.tensor(values, device=self.args.device)
+        whole: list[float] = self.accelerator.reduce(own, reduction).tolist()
+        return whole
 
 
 class _Steps(TrainerCallback):
@@ -241,6 +251,7 @@ def train_rows(
     seed: int,
     loraplus_ratio: float | None = None,
     loss: SumOfLosses | None = None,
+    optimizer: type[torch.optim.Optimizer] | None = None,
     on_step: OnStep | None = None,
 ) -> Trained:
     """Train any model in place, on rows of any kind.
@@ -256,6 +267,8 @@ def train_rows(
         loraplus_ratio: Learning rate of LoRA's B over that of all else; None: one rate for all.
         loss: Sum over the labels of a batch, which is divided by the number of labels of the whole step; by
             default the model's own loss, which is a mean over a batch.
+        optimizer: Instead of the spec's, with its learning rate; one that leaves a weight with a gradient of
+            zero where it is.
         on_step: Progress.
 
     Raises:
@@ -266,7 +279,7 @@ def train_rows(
     with tempfile.TemporaryDirectory(prefix="foretaste-") as folder, borrowed_global_state(seed, "order"):
         arguments = TrainingArguments(
             output_dir=folder,
-            per_device_train_batch_size=spec.batch_size,
+            per_device_train_batch_size=ranks.share_of(spec.batch_size),
             gradient_accumulation_steps=spec.gradient_accumulation,
             max_steps=steps,
             learning_rate=spec.learning_rate,
@@ -297,6 +310,7 @@ def train_rows(
             ),
             ratio=loraplus_ratio,
             loss=loss,
+            optimizer_cls_and_kwargs=None if optimizer is None else (optimizer, {"lr": spec.learning_rate}),
         )
         trainer.remove_callback(PrinterCallback)
         started = time.perf_counter()
@@ -304,14 +318,15 @@ def train_rows(
             trainer.train()
             _check_finite(trainer)
         seconds = time.perf_counter() - started
+        counts = trainer.over_processes("sum", trainer.rows, trainer.tokens, trainer.padding)
     return Trained(
         loss=[float(np.mean(parts)) for parts in trainer.losses],
         steps=trainer.state.global_step,
         epochs=float(trainer.state.epoch or 0.0),
         seconds=seconds,
-        rows=trainer.rows,
-        tokens=trainer.tokens,
-        padding=trainer.padding,
+        rows=int(counts[0]),
+        tokens=int(counts[1]),
+        padding=int(counts[2]),
     )
 
 
