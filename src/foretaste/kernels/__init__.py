@@ -7,10 +7,10 @@ within a memory budget (`compute`).
 
 from foretaste.kernels.behaviour import LoraTraces, linearised, lora_traces, output_derivative
 from foretaste.kernels.capture import Inputs, Outputs, logits, margin
-from foretaste.kernels.compute import Done, Job, kernels, parse_bytes
+from foretaste.kernels.compute import Done, Job, Place, kernels, parse_bytes
 from foretaste.kernels.gram import MEAN_LORA, Gram
 from foretaste.kernels.kernel import Part, Parts, below
-from foretaste.kernels.lora import RULES, Adapted, Arm, Ranks, Surface, expected
+from foretaste.kernels.lora import RULES, Adapted, Arm, Ranks, Surface, Weighted, expected
 from foretaste.kernels.parameters import Parameter, linear_weights, trainable
 from foretaste.kernels.peft_lora import plain_lora, starts_at
 from foretaste.kernels.projected import Projection
@@ -29,9 +29,11 @@ __all__ = [
     "Parameter",
     "Part",
     "Parts",
+    "Place",
     "Projection",
     "Ranks",
     "Surface",
+    "Weighted",
     "below",
     "expected",
     "kernels",

@@ -173,6 +173,25 @@ class Recorder:
                 found[parameter.name] = self._explicit(parameter, parts, count)
         return found
 
+    def _words(self, parameter: Parameter, by_call: dict[str, list[torch.Tensor]]) -> Lookup:
+        """The gradient of a table of words: of words that are read, and of words whose logits are used."""
+        ids, d = [], []
+        for owner in parameter.owners:
+            module = self.model.get_submodule(owner)
+            for call, derivative in zip(self._calls.get(owner, []), by_call.get(owner, []), strict=True):
+                if isinstance(module, nn.Embedding):
+                    seen = call.inputs[0].reshape(self._rows, -1)
+                    padding = module.padding_idx
+                    ids.append(seen if padding is None else torch.where(seen == padding, -1, seen))
+                    d.append(_joined([derivative], 2))
+                    continue
+                x = _joined([self._by_row(call.inputs[0].detach())], 1)
+                whole = _joined([derivative], 2)
+                used = torch.nonzero(whole.abs().amax((0, 1, 2))).flatten()
+                ids.append(used.expand(self._rows, -1))
+                d.append(torch.einsum("rctv,rtn->rcvn", whole[..., used], x))
+        return Lookup(torch.cat(ids, 1), _working(torch.cat(d, 2)), parameter.shape)
+
     def _by_row(self, value: torch.Tensor) -> torch.Tensor:
         """The value with an axis for the rows; where the batch is one row, all of it belongs to that row."""
         return value.unsqueeze(0) if self._rows == 1 != len(value) else value
@@ -197,7 +216,7 @@ class Recorder:
                     continue
                 raise NoBatchAxis(parameter.name)
         module = self.model.get_submodule(parameter.owners[0])
-        d = _joined(grads, 2) if parameter.form != "local" else None
+        d = _joined(grads, 2) if parameter.form not in {"local", "words"} else None
         match parameter.form:
             case "outer":
                 assert d is not None
@@ -213,6 +232,8 @@ class Recorder:
                 if padding is not None:
                     ids = torch.where(ids == padding, -1, ids)
                 return Lookup(ids, _working(d), parameter.shape)
+            case "words":
+                return self._words(parameter, by_call)
             case _:
                 g = sum(
                     _through_module(module, parameter.attribute, self._by_row(call.inputs[0].detach()), part)

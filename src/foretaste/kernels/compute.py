@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +38,8 @@ GRAPH_FACTOR = 4
 WORKSPACE = 4 * CHUNK_BYTES
 # More rows in a block save nothing: capturing a block again costs a small part of multiplying it.
 BLOCK_ROWS = 1024
+# Inside a kernel's folder, until all units are there.
+UNITS = "units"
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -71,6 +74,10 @@ class Product(Protocol):
 
 
 Reduce = Callable[[Parameter, Gradient], Gradient]
+Place = tuple[int, int, int]
+"""Where a unit of work stands in a plan: number of its set of parameters, row block, column block."""
+Spread = Callable[[Sequence[Place]], None]
+"""Does units elsewhere, and puts them into the store."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,12 @@ class Plan:
             for row in range(column, len(self.train) + len(self.test)):
                 yield row, column
 
+    def places(self) -> Iterator[Place]:
+        """Every unit of work, set by set."""
+        for number in range(len(self.sets)):
+            for row, column in self.pairs():
+                yield number, row, column
+
     def block(self, number: int) -> list[int]:
         """Rows of a block; test blocks are numbered behind train blocks."""
         return [*self.train, *self.test][number]
@@ -143,7 +156,7 @@ class Done:
 
 
 def plan(job: Job, found: Probe, memory: int) -> Plan:
-    """Blocks and sets that fit the budget.
+    """Blocks and sets that fit the budget, the cheapest of those that do.
 
     Raises:
         UserError: Not even one row of one parameter fits; the least budget is named.
@@ -157,45 +170,87 @@ def plan(job: Job, found: Probe, memory: int) -> Plan:
     train = [row for row in order if row < job.train]
     test = [row for row in order if row >= job.train]
     results = sum(product.results(found.parameters) for product in job.products)
-    rows = min(BLOCK_ROWS, len(order))
-    largest = max(found.row_bytes[p.name] for p in found.parameters)
     while True:
-        held = len(order) if rows >= len(order) else 2 * rows
-        tile = 8 * min(rows, len(order)) ** 2 * found.outputs**2
-        fixed = WORKSPACE + GRAPH_FACTOR * row_bytes * batch + tile * results
-        available = memory - fixed
-        if largest * held <= available:
-            break
-        if rows > 1:
-            rows = (rows + 1) // 2
-        elif batch > 1:
-            batch //= 2
-        else:
-            least = -(-(fixed + largest * held) // 2**20)
+        best: tuple[float, list[list[Parameter]], int, int] | None = None
+        for columns, rows in itertools.product(_sizes(len(train)), _sizes(len(test))):
+            # Two blocks are held at once, one of them to train on.
+            held = columns + max(columns if columns < len(train) else 0, rows)
+            tile = 8 * found.outputs**2 * columns * max(columns, rows)
+            fixed = WORKSPACE + GRAPH_FACTOR * row_bytes * batch + tile * results
+            sets = _sets(found, held, memory - fixed)
+            if sets is not None:
+                cost = len(sets) * _captured(len(train), len(test), columns) * (1 + found.outputs)
+                cost += _formed(len(train), len(test), columns, rows) * found.outputs
+                if best is None or cost < best[0]:
+                    best = cost, sets, columns, rows
+        if best is not None:
+            _, sets, columns, rows = best
+            return Plan(sets, _cut(train, columns), _cut(test, rows), batch)
+        if batch == 1:
+            largest = max(found.row_bytes[p.name] for p in found.parameters)
+            least = -(-(fixed + largest * held) // 2**20)  # of single rows, which come last
             raise UserError(
                 f"the memory budget of {memory / 2**20:.0f} MiB is too small for this model and these rows",
                 where="memory",
                 cure=f"Allow at least {least} MiB, or shorten the rows.",
             )
+        batch //= 2
+
+
+def _sizes(rows: int) -> list[int]:
+    """Sizes of equal blocks, from as few blocks as `BLOCK_ROWS` allows to single rows; 0 without rows."""
+    counts = {max(1, -(-rows // BLOCK_ROWS))}
+    while max(counts) < rows:
+        counts.add(min(rows, max(max(counts) + 1, max(counts) * 5 // 4)))
+    return sorted({-(-rows // count) for count in counts}, reverse=True)
+
+
+def _sets(found: Probe, held: int, available: int) -> list[list[Parameter]] | None:
+    """Parameters that are captured together, in order; None where one of them is too large."""
     sets: list[list[Parameter]] = [[]]
     used = 0
     for parameter in found.parameters:
         size = found.row_bytes[parameter.name] * held
+        if size > available:
+            return None
         if sets[-1] and used + size > available:
             sets.append([])
             used = 0
         sets[-1].append(parameter)
         used += size
-    return Plan(sets, _cut(train, rows), _cut(test, rows), batch)
+    return sets
+
+
+# What a plan costs: a row that is captured takes a forward pass and a backward pass for each output, and so
+# for each set of parameters; its explicit gradients take about a forward pass for each output.
+
+
+def _captured(train: int, test: int, columns: int) -> float:
+    """Rows captured for one set: each column of blocks captures every block in it."""
+    count = -(-train // columns)
+    return (count + 1) / 2 * train + count * test
+
+
+def _formed(train: int, test: int, columns: int, rows: int) -> float:
+    """Rows whose explicit gradients are formed: those of both blocks of every pair."""
+    count = -(-train // columns)
+    return count * (train + test) + (-(-test // rows) * train if rows else 0)
 
 
 def _cut(rows: list[int], size: int) -> list[list[int]]:
-    count = -(-len(rows) // size)
-    return [[int(row) for row in part] for part in np.array_split(rows, count)] if rows else []
+    if not rows:
+        return []
+    return [[int(row) for row in part] for part in np.array_split(rows, -(-len(rows) // size))]
 
 
 def compute(
-    job: Job, store: Store, *, memory: int, on_progress: Callable[[float], None] | None = None
+    job: Job,
+    store: Store,
+    *,
+    memory: int,
+    on_progress: Callable[[float], None] | None = None,
+    spread: Spread | None = None,
+    only: Collection[Place] | None = None,
 ) -> Done:
     """Do every unit of work that the store does not hold yet.
 
@@ -204,6 +259,9 @@ def compute(
         store: Where units go.
         memory: Budget in bytes for everything beside the model.
         on_progress: Called with the share that is done, in [0, 1].
+        spread: Is first given the missing units, where there are several; what it leaves is done here.
+        only: Units to do, for one of several processes that share a store; all when None. The outputs of the
+            other units' rows are then NaN.
 
     Raises:
         UserError: As `probe` and `plan`; or gradients of a parameter are not finite.
@@ -211,35 +269,40 @@ def compute(
     found = probe(job.model, job.parameters, job.outputs, job.inputs)
     cut = plan(job, found, memory)
     values = np.full((len(job.inputs), found.outputs), np.nan)
-    total = sum(_size(group, cut, pair) for group in cut.sets for pair in cut.pairs())
-    done, resumed = 0.0, 0
-    units: list[Unit] = []
-    for group in cut.sets:
-        held: dict[int, dict[str, Gradient]] = {}
-        for row, column in cut.pairs():
-            unit = _unit(group, cut, row, column)
-            units.append(unit)
-            if store.has(unit):
-                resumed += 1
-            else:
-                for number in [n for n in held if n not in {row, column}]:
-                    del held[number]
-                for number in (column, row):
-                    if number not in held:
-                        held[number] = _capture(job, group, cut.block(number), cut.batch, values)
-                mirrored = row < len(cut.train)  # columns are rows to train on, never to test on
-                store.put(unit, _tiles(job.products, group, held, row, column, mirrored))
-            done += _size(group, cut, (row, column))
-            if on_progress is not None:
-                on_progress(done / total)
-        held.clear()
-    _fill_values(job, cut, values)
-    return Done(found, cut, values, units, resumed)
+    units = {p: _unit(cut.sets[p[0]], cut, *p[1:]) for p in cut.places() if only is None or p in only}
+    if spread is not None:
+        missing = [place for place, unit in units.items() if not store.has(unit)]
+        if len(missing) > 1:
+            spread(missing)
+    total = sum(_size(cut, place) for place in units)
+    done, resumed, current = 0.0, 0, -1
+    held: dict[int, dict[str, Gradient]] = {}
+    for (number, row, column), unit in units.items():
+        if number != current:
+            held.clear()
+            current = number
+        if store.has(unit):
+            resumed += 1
+        else:
+            group = cut.sets[number]
+            for block in [n for n in held if n not in {row, column}]:
+                del held[block]
+            for block in (column, row):
+                if block not in held:
+                    held[block] = _capture(job, group, cut.block(block), cut.batch, values)
+            mirrored = row < len(cut.train)  # columns are rows to train on, never to test on
+            store.put(unit, _tiles(job.products, group, held, row, column, mirrored))
+        done += _size(cut, (number, row, column))
+        if on_progress is not None:
+            on_progress(done / total)
+    if only is None:
+        _fill_values(job, cut, values)
+    return Done(found, cut, values, list(units.values()), resumed)
 
 
-def _size(group: Sequence[Parameter], cut: Plan, pair: tuple[int, int]) -> float:
-    entries = sum(float(np.prod(p.shape)) for p in group)
-    return entries * len(cut.block(pair[0])) * len(cut.block(pair[1]))
+def _size(cut: Plan, place: Place) -> float:
+    entries = sum(float(np.prod(p.shape)) for p in cut.sets[place[0]])
+    return entries * len(cut.block(place[1])) * len(cut.block(place[2]))
 
 
 def _unit(group: Sequence[Parameter], cut: Plan, row: int, column: int) -> Unit:
@@ -336,6 +399,7 @@ def kernels(
     memory: int,
     folder: Path | None = None,
     on_progress: Callable[[float], None] | None = None,
+    spread: Spread | None = None,
 ) -> tuple[Parts, Done]:
     """Compute every part of every product, in memory or as files in a folder.
 
@@ -344,12 +408,13 @@ def kernels(
         memory: Budget in bytes for everything beside the model.
         folder: Where parts are written, one safetensors file each; a call that was stopped goes on.
         on_progress: Called with the share that is done, in [0, 1].
+        spread: As in `compute`; the units then go through the folder.
 
     Raises:
         UserError: As `compute`; or the kernel is zero everywhere.
     """
-    store: InMemory | InFolder = InMemory() if folder is None else InFolder(folder / "units")
-    done = compute(job, store, memory=memory, on_progress=on_progress)
+    store: InMemory | InFolder = InMemory() if folder is None else InFolder(folder / UNITS)
+    done = compute(job, store, memory=memory, on_progress=on_progress, spread=spread)
     size = {"rows": len(job.inputs), "train": job.train, "outputs": done.probe.outputs}
     made: dict[str, Part] = {}
     names = store.names(done.units)

@@ -69,13 +69,14 @@ class Outer:
         full = torch.einsum("rctm,rtn->rcmn", self.d, self.x)
         return full.transpose(2, 3) if self.transposed else full
 
-    def noise(self) -> torch.Tensor:
-        """Sum over tokens of the largest possible product, shape (rows * outputs, 1).
+    def noise(self) -> Outer:
+        """For each entry a bound on the sum over tokens of |d| |x|, of rank one as if of a single token.
 
-        A sum that is smaller than this times the machine's epsilon is rounding error and has no sign.
+        By Cauchy and Schwarz: the product of the norms over tokens. A sum that is smaller than this times
+        the machine's epsilon is rounding error and has no sign.
         """
-        largest = self.x.abs().amax(2).unsqueeze(1)
-        return (self.d.abs().amax(3) * largest).sum(2).reshape(-1, 1)
+        x, d = self.x.norm(dim=1, keepdim=True), self.d.norm(dim=2, keepdim=True)
+        return Outer(x, d, self.transposed)
 
     def dot(self, change: torch.Tensor) -> torch.Tensor:
         """Inner product with a change of the parameter: shape (rows, outputs).
@@ -125,7 +126,10 @@ class Rows:
         return self.g.reshape(self.rows, self.outputs, *self.stored)
 
     def noise(self) -> torch.Tensor:
-        """As `Outer.noise`, from the largest entry, since the summands are not known."""
+        """What takes the place of `Outer.noise`, shape (rows * outputs, 1): the largest entry.
+
+        The summands are not known.
+        """
         return self.g.abs().amax(2).reshape(-1, 1)
 
     def dot(self, change: torch.Tensor) -> torch.Tensor:
@@ -169,7 +173,10 @@ class Sum:
         return self.d.sum(2)
 
     def noise(self) -> torch.Tensor:
-        """As `Outer.noise`."""
+        """What takes the place of `Outer.noise`, shape (rows * outputs, 1): the largest entries, summed.
+
+        Key biases, to which attention is blind, are rounding errors of the size of the largest.
+        """
         return self.d.abs().amax(3).sum(2).reshape(-1, 1)
 
     def dot(self, change: torch.Tensor) -> torch.Tensor:
@@ -185,12 +192,15 @@ class Entries:
         id: Entry of the table, shape (E,).
         row: Row of the block, shape (E,); each pair of id and row occurs once.
         g: Gradients, shape (E, outputs, m).
+        noise: Sum of the largest entries of each row's own terms, shape (E, outputs): words that are read
+            and words whose logits are used differ by orders of magnitude.
         rows: Number of rows of the block.
     """
 
     id: torch.Tensor
     row: torch.Tensor
     g: torch.Tensor
+    noise: torch.Tensor
     rows: int
 
 
@@ -198,9 +208,12 @@ class Entries:
 class Lookup:
     """Gradient of an embedding table: row v collects the d of every token with id v.
 
+    Where logits of a few words are made with the same table, these words stand behind the tokens, each with
+    what it gets as a row of the last layer's matrix.
+
     Attributes:
         ids: Token ids, shape (rows, tokens); -1 where the table gets no gradient (padding).
-        d: Derivatives of the outputs of the model, shape (rows, outputs, tokens, m).
+        d: Derivatives of the outputs of the model by the rows of the table, shape (rows, outputs, tokens, m).
         stored: Shape of the table, (entries, m).
     """
 
@@ -230,8 +243,10 @@ class Lookup:
         key = self.ids[row, token] * self.rows + row
         unique, place = torch.unique(key, return_inverse=True)
         g = self.d.new_zeros(len(unique), self.outputs, self.d.shape[3])
-        g.index_add_(0, place, self.d[row, :, token])
-        return Entries(unique // self.rows, unique % self.rows, g, self.rows)
+        terms = self.d[row, :, token]
+        g.index_add_(0, place, terms)
+        noise = g.new_zeros(g.shape[:2]).index_add_(0, place, terms.abs().amax(2))
+        return Entries(unique // self.rows, unique % self.rows, g, noise, self.rows)
 
     def dense(self) -> torch.Tensor:
         """The explicit gradient in the parameter's own shape: (rows, outputs, *stored)."""
@@ -239,10 +254,6 @@ class Lookup:
         full = self.d.new_zeros(self.rows, self.outputs, *self.stored)
         full[entries.row, :, entries.id] = entries.g
         return full
-
-    def noise(self) -> torch.Tensor:
-        """As `Outer.noise`."""
-        return self.d.abs().amax(3).sum(2).reshape(-1, 1)
 
     def dot(self, change: torch.Tensor) -> torch.Tensor:
         """Inner product with a change of the parameter: shape (rows, outputs)."""

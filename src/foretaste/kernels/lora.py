@@ -22,7 +22,7 @@ import torch
 from foretaste.errors import UserError
 from foretaste.kernels.gradients import Gradient, Outer
 from foretaste.kernels.parameters import Parameter
-from foretaste.kernels.products import CHUNK_BYTES, explicit
+from foretaste.kernels.products import CHUNK_BYTES, explicit, gram
 from foretaste.seeds import generator
 
 Float = npt.NDArray[np.float64]
@@ -131,16 +131,21 @@ class Ranks:
         seed: Of the draws of Z.
         law: Of the entries of Z.
         layers: Names of the parameters that are adapted; None for every linear layer outside the head.
+        name: Of the result; products with several seeds need several.
+        by: "parameter" keeps the layers apart, as results `NAME/PARAMETER`: the sum over layers with another
+            weight than 1 / n, and each layer by itself.
     """
+
+    KEY: ClassVar[str] = "ranks"
 
     ranks: tuple[int, ...]
     seed: int
     law: Law = "uniform"  # peft's kaiming_uniform
     layers: frozenset[str] | None = None
+    name: str = KEY
+    by: Literal["sum", "parameter"] = "sum"
     _drawn: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
     _scratch: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
-
-    KEY: ClassVar[str] = "ranks"
 
     @property
     def symmetric(self) -> bool:
@@ -151,9 +156,9 @@ class Ranks:
         if not self.ranks or list(self.ranks) != sorted(set(self.ranks)) or self.ranks[0] < 1:
             raise UserError(f"ranks are {list(self.ranks)}: expected ascending whole numbers above zero")
 
-    def results(self, _: Sequence[Parameter]) -> int:
-        """How many matrices it gives at most."""
-        return len(self.ranks)
+    def results(self, parameters: Sequence[Parameter]) -> int:
+        """How many matrices it gives at most, the tile that is made before it is kept included."""
+        return len(self.ranks) * (1 if self.by == "sum" else 1 + sum(map(self._adapts, parameters)))
 
     def directions(self, parameter: Parameter, n: int) -> torch.Tensor:
         """Z of one layer: shape (largest rank, n), float64, the same whatever the other ranks are."""
@@ -194,7 +199,7 @@ class Ranks:
                 carried += product
                 if start + p in picks:
                     torch.div(carried, n, out=tile[picks[start + p]])
-        yield self.KEY, tile
+        yield self.name if self.by == "sum" else f"{self.name}/{parameter.name}", tile
 
     def _adapts(self, parameter: Parameter) -> bool:
         return parameter.group == "linear" if self.layers is None else parameter.name in self.layers
@@ -284,6 +289,34 @@ def expected(full: Float, n: int, r: int, k: float, scaling: float) -> Float:
     return kernel
 
 
+@dataclass(frozen=True)
+class Weighted:
+    """A product for `compute`: the SGD kernel, each parameter's part times a number.
+
+    With s^2 r k / n of its layer it is the expectation over A of a LoRA kernel at B = 0 (`expected`).
+
+    Attributes:
+        name: Of the result, `NAME/sum`.
+        factors: By name of the parameter; others count once.
+    """
+
+    name: str
+    factors: Mapping[str, float]
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether K(i, j) = K(j, i)."""
+        return True
+
+    def results(self, _: Sequence[Parameter]) -> int:
+        """How many matrices it gives at most."""
+        return 1
+
+    def tiles(self, parameter: Parameter, a: Gradient, b: Gradient) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tile of one parameter, shape (rows of a * outputs, rows of b * outputs)."""
+        yield f"{self.name}/sum", self.factors.get(parameter.name, 1.0) * gram(a, b)
+
+
 def variance(a: Outer, b: Outer, r: int, k: float, scaling: float, kurtosis: float = 0.0) -> torch.Tensor:
     """Variance over A of one layer's kernel at B = 0: shape (rows of a * outputs, rows of b * outputs).
 
@@ -315,4 +348,15 @@ def _matrices(a: Outer) -> torch.Tensor:
     return torch.einsum("rctm,rtn->rcmn", a.d, a.x).flatten(0, 1)
 
 
-__all__ = ["RULES", "Adapted", "Arm", "Ranks", "Surface", "expected", "kernel_a", "kernel_b", "variance"]
+__all__ = [
+    "RULES",
+    "Adapted",
+    "Arm",
+    "Ranks",
+    "Surface",
+    "Weighted",
+    "expected",
+    "kernel_a",
+    "kernel_b",
+    "variance",
+]

@@ -13,11 +13,14 @@ from transformers.pytorch_utils import Conv1D
 
 from foretaste.errors import UserError
 from foretaste.models import heads
+from foretaste.models.label_words import LabelWordModel, LinearHeadModel
 
-Form = Literal["outer", "sum", "lookup", "local", "explicit"]
+Form = Literal["outer", "sum", "lookup", "words", "local", "explicit"]
 """How a parameter's gradients are made for all rows of a batch at once.
 
 outer: a matrix that the module multiplies with. sum: a bias of such a module. lookup: an embedding table.
+words: a language model's table of words that is multiplied with at its end, and looked up as well where the
+two are tied: outputs that are logits of a few words reach those rows of it and the rows of the input.
 local: any other parameter of a module with one input and one output, through that module alone (norms).
 explicit: by automatic differentiation of the whole model, one row at a time.
 """
@@ -28,6 +31,9 @@ Group = Literal["linear", "adapters", "head", "bias", "norm", "embedding", "othe
 linear: the matrices outside the head, those that LoRA adapts. adapters: what peft added and trains, saved
 modules aside. head: everything outside the base model, biases included.
 """
+
+PEFT_PREFIX = "base_model.model."
+"""What peft puts in front of the base model's names."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ def trainable(model: nn.Module) -> list[Parameter]:
             if parameter is not None and parameter.requires_grad:
                 owners.setdefault(id(parameter), []).append((module_name, module, attribute))
     head = _head(model)
+    last = _word_layers(model)
     found = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -72,13 +79,15 @@ def trainable(model: nn.Module) -> list[Parameter]:
         if not parameter.is_floating_point():
             raise UserError(f"parameter '{name}' is {parameter.dtype}: a kernel needs floating point")
         held = owners[id(parameter)]
-        forms = {_form(module, attribute) for _, module, attribute in held}
+        # BERT's head holds the bias of its decoder and leaves the use of it to the decoder.
+        held = [owner for owner in held if _form(*owner[1:]) != "explicit"] or held
+        form = _joint_form({_form(module, attribute) for _, module, attribute in held})
         found.append(
             Parameter(
                 name=name,
                 owners=tuple(module_name for module_name, _, _ in held),
                 attribute=held[0][2],
-                form=forms.pop() if len(forms) == 1 else "explicit",
+                form="words" if form == "outer" and held[0][1] in last else form,
                 group=_group(name, held[0][1], model, head),
                 shape=tuple(parameter.shape),
                 fan_in=_fan_in(held[0][1], held[0][2]),
@@ -103,7 +112,7 @@ def linear_weights(model: nn.Module, names: Sequence[str] | None = None) -> list
     wanted = set(names) if names is not None else None
     found = []
     for name, module in model.named_modules(remove_duplicate=True):
-        outside = wanted is None and not set(head) & set(name.split("."))
+        outside = wanted is None and not _in_head(name, head)
         if isinstance(module, nn.Linear | Conv1D) and (outside or (wanted and name in wanted)):
             shape = tuple(module.weight.shape)
             fan_in = _fan_in(module, "weight")
@@ -112,6 +121,20 @@ def linear_weights(model: nn.Module, names: Sequence[str] | None = None) -> list
     if missing:
         raise UserError(f"'{missing[0]}' is no linear layer of the model")
     return found
+
+
+def _joint_form(forms: set[Form]) -> Form:
+    """The form of a parameter from those of its owners."""
+    if len(forms) == 1:
+        return forms.pop()
+    return "words" if forms == {"lookup", "outer"} else "explicit"
+
+
+def _word_layers(model: nn.Module) -> set[nn.Module]:
+    """Layers that multiply with a language model's table of words."""
+    inside = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    layers = [module.get_output_embeddings() for module in inside]
+    return {layer for layer in layers if isinstance(layer, nn.Linear)}
 
 
 def _form(module: nn.Module, attribute: str) -> Form:
@@ -129,7 +152,16 @@ def _fan_in(module: nn.Module, attribute: str) -> int | None:
 
 
 def _head(model: nn.Module) -> tuple[str, ...]:
+    """Names of the head's modules in the model without its adapter."""
     base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    if isinstance(base, LabelWordModel | LinearHeadModel):
+        body = base.body
+        inside = set(body.modules())
+        return tuple(
+            name
+            for name, module in base.named_modules()
+            if module not in inside and body not in set(module.modules())
+        )
     if not isinstance(base, PreTrainedModel):
         return ()
     try:
@@ -138,11 +170,17 @@ def _head(model: nn.Module) -> tuple[str, ...]:
         return ()
 
 
+def _in_head(name: str, head: Sequence[str]) -> bool:
+    """Whether the path of a module or parameter leads through the head."""
+    return any(f".{module}." in f".{name}." for module in head)
+
+
 def _group(name: str, module: nn.Module, model: nn.Module, head: Sequence[str]) -> Group:
     parts = name.split(".")
     if isinstance(model, peft.PeftModel):
-        return "head" if "modules_to_save" in parts and set(head) & set(parts) else "adapters"
-    if parts[0] in head:
+        whole = "modules_to_save" in parts or name.removeprefix(PEFT_PREFIX).rpartition(".")[0] in head
+        return "head" if whole and _in_head(name, head) else "adapters"
+    if any(name.startswith(f"{outer}.") for outer in head):
         return "head"
     if "norm" in type(module).__name__.lower():
         return "norm"

@@ -38,9 +38,8 @@ class Signs:
 
     def chunks(self, columns: int) -> Iterator[torch.Tensor]:
         """Entries -1, 0 or 1, shape (rows * outputs, at most `columns`)."""
-        threshold = _threshold(self.of)
-        for chunk in self.of.chunks(columns):
-            yield _sign(chunk, threshold)
+        for chunk, noise in _with_noise(self.of, columns):
+            yield _sign(chunk, noise)
 
 
 def sign_sign(a: Gradient, b: Gradient) -> torch.Tensor:
@@ -67,12 +66,22 @@ def dead(a: Gradient) -> int:
     if isinstance(a, Lookup):
         g = a.entries.g
         return int(((g != 0) & (_signed(a).g == 0)).sum())
-    threshold = _threshold(a)
-    return sum(int(((c != 0) & (c.abs() <= threshold)).sum()) for c in a.chunks(1 << 20))
+    pairs = _with_noise(a, 1 << 20)
+    return sum(int(((g != 0) & (_sign(g, noise) == 0)).sum()) for g, noise in pairs)
 
 
-def _threshold(a: Gradient) -> torch.Tensor:
+def _with_noise(a: Outer | Sum | Rows, columns: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Explicit gradients chunk by chunk, and below what they have no sign, which broadcasts against them."""
     noise = a.noise()
+    if isinstance(noise, Outer):
+        least = replace(noise, x=_threshold(noise.x))
+        yield from zip(a.chunks(columns), least.chunks(columns), strict=True)
+    else:
+        least_of_row = _threshold(noise)
+        yield from ((chunk, least_of_row) for chunk in a.chunks(columns))
+
+
+def _threshold(noise: torch.Tensor) -> torch.Tensor:
     return DEAD_ZONE * torch.finfo(noise.dtype).eps * noise
 
 
@@ -82,5 +91,4 @@ def _sign(g: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
 
 def _signed(a: Lookup) -> Entries:
     entries = a.entries
-    threshold = _threshold(a).view(a.rows, a.outputs, 1)[entries.row]
-    return replace(entries, g=_sign(entries.g, threshold))
+    return replace(entries, g=_sign(entries.g, _threshold(entries.noise).unsqueeze(2)))
