@@ -15,8 +15,8 @@ from foretaste.errors import UserError
 from foretaste.kernels import logits, margin, plain_lora, trainable
 from foretaste.kernels.probe import Probe
 from foretaste.models import heads
-from foretaste.prediction import features as module
 from foretaste.prediction.features import (
+    BATCH_ROWS,
     FULL,
     HEAD,
     LAST,
@@ -52,6 +52,7 @@ def captured(
     extra: int = 1,
     order: Sequence[int] | None = None,
     found: Probe | None = None,
+    batch: int = BATCH_ROWS,
 ) -> tuple[Features, Probe]:
     return capture(
         it.model,
@@ -63,6 +64,7 @@ def captured(
         full=full,
         last=last_of(it.model),
         found=found,
+        batch=batch,
     )
 
 
@@ -242,9 +244,7 @@ def test_slices_are_decided_by_the_seed() -> None:
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "t5"])
 @pytest.mark.parametrize("entries", [ALL, 500])
-def test_padding_batches_and_order_do_not_matter(
-    family: str, entries: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_padding_batches_and_order_do_not_matter(family: str, entries: int) -> None:
     it = subject(family)
     loras = {"arm": drawn_lora(family)} if family != "t5" else {}
     parts = [FULL, HEAD, LAST, "arm/A", "arm/B"]
@@ -252,9 +252,8 @@ def test_padding_batches_and_order_do_not_matter(
     order = [4, 2, 0, 5, 1, 3]
     places = (np.asarray(order)[:, None] * 3 + np.arange(3)).ravel()
     for size, extra in ((1, 0), (2, 3), (32, 5)):
-        monkeypatch.setattr(module, "BATCH_ROWS", size)
-        got = captured(it, loras, entries=entries, extra=extra)[0]
-        turned = captured(it, loras, entries=entries, extra=extra, order=order)[0]
+        got = captured(it, loras, entries=entries, extra=extra, batch=size)[0]
+        turned = captured(it, loras, entries=entries, extra=extra, order=order, batch=size)[0]
         for part in parts:
             if part in want.blocks:
                 close(kernel(got, [part]), kernel(want, [part]))
@@ -263,10 +262,9 @@ def test_padding_batches_and_order_do_not_matter(
         assert turned.outputs == pytest.approx(want.outputs[order], abs=1e-9)
 
 
-def test_progress_ends_at_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_ROWS", 4)
+def test_progress_ends_at_one() -> None:
     it, heard = subject("bert"), []
-    capture(it.model, logits, it.rows(), {}, entries=9, seed=0, full=True, on_progress=heard.append)
+    capture(it.model, logits, it.rows(), {}, entries=9, seed=0, full=True, batch=4, on_progress=heard.append)
     assert heard == pytest.approx([4 / 6, 1.0])
 
 
@@ -377,15 +375,14 @@ def test_one_capture_serves_several_arms() -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_the_mean_gradient_is_autograds(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_ROWS", 2)
+def test_the_mean_gradient_is_autograds(family: str) -> None:
     it, rows = subject(family), [5, 0, 3, 1, 2]
     model = own(it.model)
     unused = "classifier.unused"
     if family == "bert":
         model.classifier.register_parameter("unused", torch.nn.Parameter(torch.ones(2).double()))
     names = [name for name, _ in model.named_parameters()]
-    got = mean_gradient(model, it.rows(2), rows, mean_loss(it), logits, names)
+    got = mean_gradient(model, it.rows(2), rows, mean_loss(it), logits, names, batch=2)
     for row in rows:
         (mean_loss(it)(logits(model, it.rows().collate([row])), [row]) / len(rows)).backward()
     for name, parameter in model.named_parameters():

@@ -64,16 +64,15 @@ def budgets(
     clean = [run for run in runs if run.attack is None and run.seeds == runs[0].seeds]
     names = {run.adapter.name: arm_key(run) for run in clean}
     cell = pool.cells["clean"]
-    start, _ = captures.start(cell, base)
+    starts = {name: captures.start(cell, base, key)[0] for name, key in names.items()}
     by_key = {key: _Solved(base.tangents[key], cell.rows) for key in set(names.values())}
     solved = {name: by_key[key] for name, key in names.items()}
     reach: dict[str, float] = {}
     for run in clean:
         name = run.adapter.name
-        reach[name] = solved[name].reach(start, cell.labels, simulated[run.id].fitted)
-    fitted = {
-        name: solved[name].predictor(reach[name], start, place_of(base, pool.held_out)) for name in names
-    }
+        reach[name] = solved[name].reach(starts[name], cell.labels, simulated[run.id].fitted)
+    held = place_of(base, pool.held_out)
+    fitted = {name: solved[name].predictor(reach[name], starts[name], held) for name in names}
     common = reach[clean[0].adapter.name]
     matched: dict[tuple[str, str], Decided] = {}
     converged: dict[tuple[str, str], Decided] = {}
@@ -84,7 +83,7 @@ def budgets(
             continue
         cell = pool.cells[key]
         reference = nearest(found, cell)
-        start, _ = captures.start(cell, reference)
+        start, _ = captures.start(cell, reference, names[name])
         which = (names[name], reference.share, cell.rows.tobytes())
         if which not in again:
             again[which] = _Solved(reference.tangents[names[name]], cell.rows)
@@ -100,7 +99,7 @@ class _Solved:
     def __init__(self, tangent: Tangent, rows: Ints) -> None:
         c = tangent.outputs
         lines = (rows[:, None] * c + np.arange(c)).reshape(-1)
-        cross = tangent.plain[:, lines]
+        cross = tangent.followed[:, lines]
         self._rows, self._c = rows, c
         kernel = cross[lines]
         self._cross = cross if c == 1 else cross.reshape(-1, c, len(rows), c)

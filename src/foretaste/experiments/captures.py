@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from foretaste.experiments import pool, prepare
-from foretaste.experiments.kernel import OUTPUTS, Subject, attached
+from foretaste.experiments.kernel_jobs import OUTPUTS, Subject, attached
 from foretaste.experiments.plan import Plan
 from foretaste.experiments.pool import Cell, Pool
 from foretaste.experiments.prepare import Workspace
@@ -20,6 +20,7 @@ from foretaste.kernels import Adapted, Inputs, plain_lora, starts_at
 from foretaste.kernels.probe import Probe
 from foretaste.models import adapters, heads
 from foretaste.prediction.features import (
+    APART,
     FULL,
     HEAD,
     Features,
@@ -33,7 +34,7 @@ from foretaste.prediction.movement import Movement, movement
 from foretaste.prediction.tangents import tangent
 from foretaste.spec import MeasureSpec, RunSpec, digest
 from foretaste.theory.function_space import Tangent, derivative
-from foretaste.training import trainer
+from foretaste.training import lora_plus, trainer
 
 Float = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -63,6 +64,11 @@ class CapturedArm:
         """Whether all parameters are trained."""
         return self.run.adapter.method == adapters.FULL
 
+    @property
+    def served(self) -> bool:
+        """Whether the base model's capture holds all of it, so that it starts where the base model does."""
+        return self.full or self.lora is not None
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -71,9 +77,11 @@ class Reference:
     Attributes:
         share: Of its rows that were poisoned.
         rows: Of the pool, that were captured, shape (R,); those that can be trained on first.
-        start: Their outputs with that head, shape (R, C).
+        start: Outputs of the base model with that head, shape (R, C).
         tangents: By key of the arm.
         movements: Likewise; only of the clean reference.
+        starts: Likewise, outputs of arms that are captured as peft builds them: virtual tokens and some other
+            methods change the outputs before anything is trained (`catalogue.MOVED_AT_START`).
     """
 
     share: float
@@ -81,6 +89,11 @@ class Reference:
     start: Float
     tangents: dict[str, Tangent]
     movements: dict[str, Movement] = field(default_factory=dict)
+    starts: dict[str, Float] = field(default_factory=dict)
+
+    def start_of(self, key: str) -> Float:
+        """Outputs of an arm before training, with the head of the captures: shape (R, C)."""
+        return self.starts.get(key, self.start)
 
 
 class Captures:
@@ -105,16 +118,29 @@ class Captures:
             parameter.requires_grad_(True)
         device = next(self.model.parameters()).device
         self.subject = Subject(self.tokenizer, self.pool.encoded, self.pool.train, device)
-        self.hidden = self._hidden() if self.probes else None
+        self.hidden = self._hidden(self.model, None) if self.probes else None
+        self._own_hidden: dict[str, npt.NDArray[np.float32]] = {}
         self.arms = self._arms()
         self._found: Probe | None = None
         self._probes: dict[bytes, heads.Probe] = {}
 
-    def _hidden(self) -> npt.NDArray[np.float32]:
+    def _hidden(self, model: nn.Module, linear: str | None) -> npt.NDArray[np.float32]:
         size = self.first.training.eval_batch_size
         device = next(self.model.parameters()).device
         batches, order = trainer.padded_batches(self.pool.encoded, self.tokenizer, size, device)
-        return heads.features(self.model, batches, self.tokenizer.pad_token_id)[np.argsort(order)]
+        return heads.features(model, batches, self.tokenizer.pad_token_id, linear)[np.argsort(order)]
+
+    def _hidden_of(self, key: str) -> npt.NDArray[np.float32]:
+        """What the head of an arm reads before training: of the base model, unless peft builds the arm."""
+        assert self.hidden is not None
+        arm = self.arms[key]
+        if arm.served:
+            return self.hidden
+        if key not in self._own_hidden:
+            wrapped = attached(self.model, arm.run)
+            linear = heads.adapted(wrapped, heads.find(self.model).linear)
+            self._own_hidden[key] = self._hidden(wrapped, linear)
+        return self._own_hidden[key]
 
     def _arms(self) -> dict[str, CapturedArm]:
         found: dict[str, CapturedArm] = {}
@@ -131,26 +157,30 @@ class Captures:
             found[key] = CapturedArm(key, run, lora)
         return found
 
-    def start(self, cell: Cell, reference: Reference) -> tuple[Float, float]:
-        """Outputs before training, and the root mean square of the head's last weight.
+    def start(self, cell: Cell, reference: Reference, key: str) -> tuple[Float, float]:
+        """Outputs of an arm before training, and the root mean square of the head's last weight.
+
+        The head is fitted to what the base model gives it, as in a run, whatever the arm then gives it.
 
         Args:
             cell: Whose labels the head is fitted to, where it is fitted.
             reference: Whose rows are wanted; R of them.
+            key: Of the arm.
 
         Returns:
             Shape (R, C), and a number above 0.
         """
         if self.hidden is None:
-            return reference.start, self._size()
+            return reference.start_of(key), self._size()
         layer: Any = self.model.get_submodule(heads.find(self.model).linear)
-        key = cell.rows.tobytes() + cell.labels.tobytes()
-        if key not in self._probes:
-            self._probes[key] = heads.fit_probe(
+        fitted_to = cell.rows.tobytes() + cell.labels.tobytes()
+        if fitted_to not in self._probes:
+            self._probes[fitted_to] = heads.fit_probe(
                 self.hidden[cell.rows], list(cell.labels), self.classes, intercept=layer.bias is not None
             )
-        probe = self._probes[key]
-        logits = self.hidden.astype(np.float64) @ probe.weight.T + probe.bias * (layer.bias is not None)
+        probe = self._probes[fitted_to]
+        seen = self._hidden_of(key).astype(np.float64)
+        logits = seen @ probe.weight.T + probe.bias * (layer.bias is not None)
         scores = logits[:, 1:] - logits[:, :1] if self.classes == 2 else logits
         return scores[reference.rows], float(np.sqrt(np.mean(probe.weight**2)))
 
@@ -198,15 +228,19 @@ class Captures:
         pull = derivative(body.outputs[: self.pool.train], cell.labels)
         batch = self.first.training.batch_size * self.first.training.gradient_accumulation
         tangents: dict[str, Tangent] = {}
+        starts: dict[str, Float] = {}
         for key, arm in self.arms.items():
             if arm.full:
                 tangents[key] = tangent(
                     body, [FULL, HEAD], None, pull, pool=trainable, batch=batch, size=self._size()
                 )
             elif arm.lora is not None:
-                tangents[key] = _lora_tangent(body, key, loras[key], pull, trainable, batch, self._size())
+                ratio = adapters.loraplus_ratio(arm.run.adapter) or 1.0
+                tangents[key] = lora_tangent(
+                    body, key, loras[key], pull, trainable, batch, self._size(), ratio
+                )
             else:
-                tangents[key] = self._other(arm, inputs, pull, trainable, batch, what)
+                tangents[key], starts[key] = self._other(arm, inputs, cell, trainable, batch, what)
         movements: dict[str, Movement] = {}
         if moving:
             some = _subset(self.subject, list(self.pool.held_out[:MOVEMENT_ROWS]))
@@ -214,7 +248,7 @@ class Captures:
                 change = _first_change(self.model, arm, loras, gradients)
                 if change:
                     movements[key] = movement(self.model, change, self.outputs, some)
-        return Reference(cell.share, np.asarray(rows), body.outputs, tangents, movements)
+        return Reference(cell.share, np.asarray(rows), body.outputs, tangents, movements, starts)
 
     def _loss(self, cell: Cell) -> Callable[[torch.Tensor, Sequence[int]], torch.Tensor]:
         def loss(scores: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
@@ -228,10 +262,11 @@ class Captures:
         return loss
 
     def _other(
-        self, arm: CapturedArm, inputs: Inputs, pull: Float, trainable: int, batch: int, what: str
-    ) -> Tangent:
-        """An arm that the base model's capture does not serve, as peft builds it."""
+        self, arm: CapturedArm, inputs: Inputs, cell: Cell, trainable: int, batch: int, what: str
+    ) -> tuple[Tangent, Float]:
+        """An arm that the base model's capture does not serve, as peft builds it, and its outputs."""
         wrapped = attached(self.model, arm.run)
+        ratio = adapters.loraplus_ratio(arm.run.adapter) or 1.0
         found, _ = capture(
             wrapped,
             self.outputs,
@@ -240,9 +275,13 @@ class Captures:
             entries=self.spec.predict.entries,
             seed=self.first.seeds.init,
             full=True,
+            apart=None if ratio == 1.0 else lora_plus.learns_faster,
             on_progress=lambda share: self.report(f"gradients of {arm.run.adapter.name}, {what}", share),
         )
-        return tangent(found, [FULL, HEAD], None, pull, pool=trainable, batch=batch)
+        pull = derivative(found.outputs[: self.pool.train], cell.labels)
+        parts, others = ([FULL, HEAD], []) if ratio == 1.0 else ([APART], [FULL, HEAD])
+        made = tangent(found, parts, None, pull, pool=trainable, batch=batch, others=others, ratio=ratio)
+        return made, found.outputs
 
 
 def arm_key(run: RunSpec) -> str:
@@ -250,13 +289,28 @@ def arm_key(run: RunSpec) -> str:
     return digest(run.adapter.model_dump(mode="json", exclude={"name"}))[:12]
 
 
-def _lora_tangent(
-    body: Features, key: str, lora: Lora, pull: Float, trainable: int, batch: int, size: float
+def lora_tangent(
+    body: Features,
+    key: str,
+    lora: Lora,
+    pull: Float,
+    trainable: int,
+    batch: int,
+    size: float,
+    ratio: float,
 ) -> Tangent:
+    """LoRA from the base model's capture; under LoRA+ (ratio not 1) B learns at another rate than the rest.
+
+    At B = 0 only B moves to first order, so that its rate is the one that counts; A follows as B grows.
+    """
     both = lora.first is not None
-    parts = [f"{key}/B", HEAD] if both else [f"{key}/B", f"{key}/A", HEAD]
+    parts, others = [f"{key}/B"], [HEAD] if both else [f"{key}/A", HEAD]
+    if ratio == 1.0:
+        parts, others = [*parts, *others], []
     growing = f"{key}/A" if both else None
-    return tangent(body, parts, growing, pull, pool=trainable, batch=batch, size=size)
+    return tangent(
+        body, parts, growing, pull, pool=trainable, batch=batch, size=size, others=others, ratio=ratio
+    )
 
 
 def _first_change(

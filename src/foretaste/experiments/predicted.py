@@ -116,7 +116,8 @@ def evidence(captures: Captures, reference: Reference, arm: CapturedArm) -> Evid
         return square if c == 1 else square.reshape(len(rows), c, len(rows), c)
 
     def outputs(rows: Ints) -> Float:
-        return reference.start[rows, 0] if c == 1 else reference.start[rows]
+        start = reference.start_of(arm.key)
+        return start[rows, 0] if c == 1 else start[rows]
 
     def classes(labels: Ints) -> Ints:
         return 2 * labels - 1 if c == 1 else labels

@@ -38,7 +38,7 @@ class Simulated:
 
     Attributes:
         trained: After the last step.
-        probe: With the fitted head and nothing trained.
+        probe: With the fitted head and nothing trained, the arm as it starts.
         losses: Of each batch, shape (T,).
         fitted: Share of the training labels as given that are decided at the end.
         distance: Root mean square change of the outputs of the training rows.
@@ -91,18 +91,18 @@ def nearest(found: Sequence[Reference], cell: Cell) -> Reference:
 def simulate(captures: Captures, found: Sequence[Reference], runs: Sequence[RunSpec]) -> dict[str, Simulated]:
     """Train every run in function space, by run id; runs whose cell was refused are left out."""
     pool = captures.pool
-    starts: dict[str, tuple[Float, float]] = {}
+    starts: dict[tuple[str, str], tuple[Float, float]] = {}
     done: dict[str, Simulated] = {}
     for number, run in enumerate(runs):
         captures.report("training in function space", number / len(runs))
         key = cell_key(run)
         if key not in pool.cells:
             continue
-        cell = pool.cells[key]
+        cell, arm = pool.cells[key], arm_key(run)
         reference = nearest(found, cell)
-        if key not in starts:
-            starts[key] = captures.start(cell, reference)
-        done[run.id] = _one(captures, reference, cell, *starts[key], run)
+        if (key, arm) not in starts:
+            starts[key, arm] = captures.start(cell, reference, arm)
+        done[run.id] = _one(captures, reference, cell, *starts[key, arm], run)
     return done
 
 

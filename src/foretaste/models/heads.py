@@ -56,8 +56,31 @@ def find(model: PreTrainedModel) -> Head:
     return Head(modules=tuple(outside), linear=names[-1])
 
 
+def adapted(model: nn.Module, linear: str) -> str:
+    """Name of the head's last linear layer in a model that may have an adapter.
+
+    Args:
+        model: From `adapters.attach`, its head trained whole.
+        linear: The name before.
+    """
+    wanted = linear.split(".")
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and "original_module" not in (parts := name.split("."))  # peft trains a copy
+        and [part for part in parts if part not in ("modules_to_save", "default")][-len(wanted) :] == wanted
+    ]
+    # A layer inside the body may end in the same word; the head's comes last, as in `find`.
+    found: str = names[-1]
+    return found
+
+
 def features(
-    model: PreTrainedModel, batches: Sequence[dict[str, torch.Tensor]], pad_token_id: int | None
+    model: nn.Module,
+    batches: Sequence[dict[str, torch.Tensor]],
+    pad_token_id: int | None,
+    linear: str | None = None,
 ) -> npt.NDArray[np.float32]:
     """What the head's last linear layer sees for each row, with the model frozen.
 
@@ -65,12 +88,16 @@ def features(
         model: A classifier.
         batches: Padded model inputs, without labels.
         pad_token_id: Padding token; decoders read the last token that is not it.
+        linear: Name of that layer; None finds it, in a model without an adapter.
 
     Returns:
         Shape (rows, d).
     """
     captured: list[torch.Tensor] = []
-    layer = model.get_submodule(find(model).linear)
+    if linear is None:
+        assert isinstance(model, PreTrainedModel)
+        linear = find(model).linear
+    layer = model.get_submodule(linear)
 
     def keep(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         captured.append(inputs[0].detach())

@@ -31,7 +31,7 @@ from foretaste.seeds import generator
 Float = npt.NDArray[np.float64]
 
 BATCH_ROWS = 32
-FULL, HEAD, LAST = "full", "head", "last"
+FULL, HEAD, LAST, APART = "full", "head", "last", "apart"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Features:
 
     Attributes:
         blocks: By part: `full` is all below the head, `last` the head's last layer, `head` the rest of
-            the head; NAME/B and NAME/A of LoRA.
+            the head; NAME/B and NAME/A of LoRA; `apart` what was asked to be kept apart.
         outputs: Of the model, shape (rows, outputs).
     """
 
@@ -82,6 +82,7 @@ def mean_gradient(
     loss: Callable[[torch.Tensor, Sequence[int]], torch.Tensor],
     outputs: Outputs,
     names: Sequence[str],
+    batch: int = BATCH_ROWS,
 ) -> dict[str, torch.Tensor]:
     """Gradient of the mean loss of some rows, by name of the parameter.
 
@@ -92,14 +93,15 @@ def mean_gradient(
         loss: From outputs and row numbers to the sum of their losses.
         outputs: Of the model.
         names: Parameters whose gradient is wanted.
+        batch: Most rows in a pass.
     """
     if not names:
         return {}
     wanted = [model.get_parameter(name) for name in names]
     total = [torch.zeros_like(p) for p in wanted]
     order = sorted(rows, key=lambda row: (inputs.lengths[row], row))
-    for start in range(0, len(order), BATCH_ROWS):
-        some = order[start : start + BATCH_ROWS]
+    for start in range(0, len(order), batch):
+        some = order[start : start + batch]
         value = loss(outputs(model, inputs.collate(some)), some) / len(order)
         for sum_, part in zip(total, torch.autograd.grad(value, wanted, allow_unused=True), strict=True):
             if part is not None:
@@ -148,7 +150,9 @@ def capture(
     seed: int,
     full: bool,
     last: str = "",
+    apart: Callable[[str], bool] | None = None,
     found: Probe | None = None,
+    batch: int = BATCH_ROWS,
     on_progress: Callable[[float], None] | None = None,
 ) -> tuple[Features, Probe]:
     """Keep slices of every row's gradients.
@@ -162,7 +166,9 @@ def capture(
         seed: Of the slices.
         full: Whether to keep the gradients of the base model's own parameters.
         last: Name of the head's last layer; empty if it is not to be told from the rest of the head.
+        apart: Whether the parameter of a name is a part of its own; by default none is.
         found: What an earlier capture of the same model found out.
+        batch: Most rows in a pass.
         on_progress: Called with the share that is done.
 
     Returns:
@@ -172,8 +178,8 @@ def capture(
         UserError: As `kernels.probe`, or a value is not finite.
     """
     found = found or probe(model, trainable(model), outputs, inputs)
-    keep = _Keeper(found.parameters, loras, entries, seed, len(inputs), full, last)
-    size = BATCH_ROWS if found.batched else 1
+    keep = _Keeper(found.parameters, loras, entries, seed, len(inputs), full, last, apart)
+    size = batch if found.batched else 1
     order = sorted(range(len(inputs)), key=lambda row: (inputs.lengths[row], row))
     values = np.full((len(inputs), found.outputs), np.nan)
     with Recorder(model, found.parameters, outputs) as recorder:
@@ -201,14 +207,16 @@ class _Keeper:
         rows: int,
         full: bool,
         last: str,
+        apart: Callable[[str], bool] | None,
     ) -> None:
         self._loras = loras
         self._seed = seed
         self._rows = rows
         self._full = full
         self._last = last
+        self._apart = apart or (lambda _: False)
         body = sum(float(np.prod(p.shape)) for p in parameters if p.group != "head")
-        self._share = {FULL: entries / max(body, 1.0)}
+        self._share = dict.fromkeys((FULL, APART), entries / max(body, 1.0))
         for name, lora in loras.items():
             b = sum(p.shape[_side(p, a, "m")] * a.A.shape[0] for p, a in _layers(parameters, lora))
             a = sum(p.shape[_side(p, a, "n")] * a.A.shape[0] for p, a in _layers(parameters, lora))
@@ -222,17 +230,19 @@ class _Keeper:
         part = HEAD if parameter.group == "head" else FULL
         if self._last and parameter.name in {f"{self._last}.weight", f"{self._last}.bias"}:
             part = LAST
+        elif self._apart(parameter.name):
+            part = APART
         if isinstance(gradient, Outer):
             for name, lora in self._loras.items():
                 if parameter.name in lora.layers:
                     self._add_lora(name, lora, parameter.name, gradient, rows)
-            if part != FULL:
+            if part in (HEAD, LAST):
                 self._put(part, parameter.name, gradient.dense().flatten(2), 1.0, rows)
-            elif self._full:
+            elif part == APART or self._full:
                 m = gradient.d.shape[3]
-                kept = self._choose(FULL, parameter.name, m)
+                kept = self._choose(part, parameter.name, m)
                 values = torch.einsum("rctm,rtn->rcmn", gradient.d[..., kept], gradient.x)
-                self._put(FULL, parameter.name, values.flatten(2), m / len(kept), rows)
+                self._put(part, parameter.name, values.flatten(2), m / len(kept), rows)
         elif part == FULL and not self._full:
             return
         elif isinstance(gradient, Lookup):

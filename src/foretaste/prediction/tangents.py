@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ def tangent(
     pool: int,
     batch: int,
     size: float = 0.0,
+    others: Sequence[str] = (),
+    ratio: float = 1.0,
 ) -> Tangent:
     """The kernels of one arm.
 
@@ -38,14 +41,21 @@ def tangent(
         pool: P, rows that can be trained on.
         batch: B, rows of a batch.
         size: Root mean square of the last layer's weight, where its growth is to be followed.
+        others: Parts that the arm trains beside the last layer at the run's own learning rate, where `parts`
+            have another one.
+        ratio: Learning rate of `parts` over that of the run.
     """
     below = _sums([b for part in parts for b in features.blocks.get(part, [])], pull, pool, batch)
+    beside = _sums([b for part in others for b in features.blocks.get(part, [])], pull, pool, batch)
     last = _sums(features.blocks.get(LAST, []), pull, pool, batch)
     later = _sums(features.blocks.get(growing, []) if growing else [], pull, pool, batch)
-    plain = sum(found[0] for found in (below, last) if found is not None)
+    plain = sum(found[0] for found in (below, beside, last) if found is not None)
     assert isinstance(plain, np.ndarray)
-    body, top, rising = (None if found is None else found[1] for found in (below, last, later))
-    return Tangent(plain, body, top, rising, size, features.outputs.shape[1])
+    body, rest, top, rising = (None if found is None else found[1] for found in (below, beside, last, later))
+    rated = None
+    if ratio != 1.0 and below is not None and body is not None:
+        body, rated = replace(body, ratio=ratio), plain + (ratio - 1.0) * below[0]
+    return Tangent(plain, body, top, rising, size, features.outputs.shape[1], rest, rated)
 
 
 def _sums(blocks: Sequence[Block], pull: Float, pool: int, batch: int) -> tuple[Float, Group] | None:

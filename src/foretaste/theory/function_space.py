@@ -40,7 +40,7 @@ In docs/theory.md: T22.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,10 +62,12 @@ class Group:
     Attributes:
         scaled: D between R rows and the P rows that can be trained on, the first P; shape (R C, P C).
         root: Sum of the square roots of v over the group.
+        ratio: Learning rate of the group over that of the run (LoRA+ has B learn faster).
     """
 
     scaled: Floats
     root: float
+    ratio: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +84,9 @@ class Tangent:
         size: Root mean square of the last layer's weight where gradients were captured; 0 if unknown, and its
             growth is then left out.
         outputs: C.
+        rest: What stands below the last layer and learns at another rate than `body`; None if nothing does.
+        rated: K with the part of each parameter times its learning rate over that of the run, which is the
+            kernel that gradient descent follows; None where there is one rate, and it is `plain`.
     """
 
     plain: Floats
@@ -90,6 +95,13 @@ class Tangent:
     growing: Group | None
     size: float
     outputs: int
+    rest: Group | None = None
+    rated: Floats | None = None
+
+    @property
+    def followed(self) -> Floats:
+        """The kernel of gradient descent, shape (R C, P C)."""
+        return self.plain if self.rated is None else self.rated
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +152,6 @@ def decisions(scores: Floats) -> Ints:
     return ids
 
 
-@np.errstate(over="ignore", invalid="ignore")  # an overflow is reported by the outputs, at the end
 def train(
     tangent: Tangent,
     start: Floats,
@@ -181,41 +192,82 @@ def train(
         raise UserError(f"expected a row of the pool (0 .. {trainable - 1}) for each label", where="rows")
     if len(batches) != eta.size:
         raise UserError(f"expected a batch for each of {eta.size} rates, got {len(batches)}", where="batches")
-    f = start.astype(np.float64).reshape(-1).copy()
-    body, last, growing = (
-        None if group is None else _Adam(group) for group in (tangent.body, tangent.last, tangent.growing)
+    losses = np.empty(eta.size)
+
+    def pull(step: int, f: Floats) -> Floats:
+        chosen = np.asarray(batches[step])
+        scores = f.reshape(-1, c)
+        losses[step] = cross_entropy(scores, given[chosen])
+        found: Floats = (derivative(scores, given[chosen]) / chosen.size).reshape(-1)
+        return found
+
+    lines = [(pool[np.asarray(batch)][:, None] * c + np.arange(c)).reshape(-1) for batch in batches]
+    f = descend(tangent, start.reshape(-1), lines, eta, pull, optimiser=optimiser, clip=clip, size=size)
+    return Run(f.reshape(-1, c), losses)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # an overflow is reported by the outputs, at the end
+def descend(
+    tangent: Tangent,
+    start: Floats,
+    lines: Sequence[Ints],
+    rates: npt.ArrayLike,
+    pull: Callable[[int, Floats], Floats],
+    *,
+    optimiser: Optimiser,
+    clip: float | None = None,
+    size: float | None = None,
+) -> Floats:
+    """Train on any loss, given its derivative.
+
+    Args:
+        tangent: Of the arm.
+        start: Outputs before training, line by line, shape (R C,).
+        lines: For each step, the lines of the outputs that its loss is made of, distinct and below P C.
+        rates: Learning rate of each step, shape (T,).
+        pull: From the number of a step and the outputs in its lines to the derivatives of its loss.
+        optimiser: As in `train`.
+        clip: As in `train`.
+        size: As in `train`.
+
+    Returns:
+        Outputs after the last step, shape (R C,).
+
+    Raises:
+        UserError: The outputs overflow (a rate above the stable ones).
+    """
+    eta = np.asarray(rates, dtype=np.float64)
+    f = start.astype(np.float64).copy()
+    body, last, growing, rest = (
+        None if group is None else _Adam(group)
+        for group in (tangent.body, tangent.last, tangent.growing, tangent.rest)
     )
     held = tangent.size if size is None else size
-    losses = np.empty(eta.size)
-    for step, (batch, rate) in enumerate(zip(batches, eta, strict=True)):
-        chosen = np.asarray(batch)
-        columns = (pool[chosen][:, None] * c + np.arange(c)).reshape(-1)
-        scores = f[columns].reshape(-1, c)
-        losses[step] = cross_entropy(scores, given[chosen])
-        pull = (derivative(scores, given[chosen]) / chosen.size).reshape(-1)
+    for step, (columns, rate) in enumerate(zip(lines, eta, strict=True)):
+        c = pull(step, f[columns])
         if clip is not None:
-            norm = float(np.sqrt(max(float(pull @ tangent.plain[np.ix_(columns, columns)] @ pull), 0.0)))
-            pull = pull * min(1.0, clip / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
+            norm = float(np.sqrt(max(float(c @ tangent.plain[np.ix_(columns, columns)] @ c), 0.0)))
+            c = c * min(1.0, clip / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
         if optimiser == "sgd":
-            f -= rate * (tangent.plain[:, columns] @ pull)
+            f -= rate * (tangent.followed[:, columns] @ c)
             continue
         front = 1.0
         if tangent.size > 0.0 and last is not None:
             front = float(np.hypot(held, last.size)) / tangent.size
         entries = 0.0 if body is None else body.size
-        for group, factor in ((body, front), (growing, front * entries), (last, 1.0)):
+        for group, factor in ((body, front), (rest, front), (growing, front * entries), (last, 1.0)):
             if group is not None:
-                f -= group.step(columns, pull, rate, step, factor)
+                f -= group.step(columns, c, rate, step, factor)
     if not np.isfinite(f).all():
         raise UserError("the outputs overflow", where="rates", cure="Lower the learning rate.")
-    return Run(f.reshape(-1, c), losses)
+    return f
 
 
 class _Adam:
     """AdamW on one group of parameters, seen from the outputs."""
 
     def __init__(self, group: Group) -> None:
-        self._d, self._root = group.scaled, group.root
+        self._d, self._root, self._ratio = group.scaled, group.root, group.ratio
         lines, trainable = group.scaled.shape
         self._moved = np.zeros(lines)  # D times the moving average of c, in full
         self._second = 0.0
@@ -242,7 +294,7 @@ class _Adam:
         if self._second <= 0.0 or self._root <= 0.0:
             return np.zeros_like(self._moved)
         rho = self._second / (1.0 - BETA2 ** (step + 1)) / self._root
-        length = rate / np.sqrt(rho) / (1.0 - BETA1 ** (step + 1))
+        length = self._ratio * rate / np.sqrt(rho) / (1.0 - BETA1 ** (step + 1))
         self._summed += length * self._average
         self._wrought += length * self._moved[: len(self._wrought)]
         taken: Floats = factor * length * self._moved

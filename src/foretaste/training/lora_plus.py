@@ -12,6 +12,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 
+def learns_faster(name: str) -> bool:
+    """Whether a parameter of this name, as peft gives it, is a B."""
+    return ".lora_B." in name
+
+
 def raise_rate_of_b(optimizer: Optimizer, model: nn.Module, ratio: float) -> None:
     """Give every B of LoRA `ratio` times the learning rate that it has; all else stays as it is.
 
@@ -22,7 +27,7 @@ def raise_rate_of_b(optimizer: Optimizer, model: nn.Module, ratio: float) -> Non
         model: With LoRA layers on linear layers.
         ratio: Learning rate of B over that of A.
     """
-    fast = {id(parameter) for name, parameter in model.named_parameters() if ".lora_B." in name}
+    fast = {id(parameter) for name, parameter in model.named_parameters() if learns_faster(name)}
     assert fast, "no B to train"
     for group in list(optimizer.param_groups):
         chosen = [p for p in group["params"] if id(p) in fast]
