@@ -22,12 +22,12 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("spec", "specfile", "record", "assets", "wheels", "locks"),
     ("theory", "data", "statistics"),
     ("attacks", "models", "calibration"),
-    ("hypotheses",),
     ("kernels", "training"),
     ("indicators", "prediction"),
-    ("instruct",),
+    ("instruct", "fewshot"),
+    ("hypotheses",),
     ("experiments", "report"),
-    ("presets", "notebook"),
+    ("presets", "notebook", "interop"),
     ("reproduction",),
     ("api",),
     ("cli",),
@@ -142,8 +142,9 @@ def closure(start: set[str]) -> dict[str, tuple[str, ...]]:
     return ways
 
 
-def test_the_report_reaches_no_model_library() -> None:
-    report = {module for module in FILES if room_of(module) == "report"}
+@pytest.mark.parametrize("room", ["report", "interop"])
+def test_the_report_and_exports_reach_no_model_library(room: str) -> None:
+    report = {module for module in FILES if room_of(module) == room}
     heavy = {module: way for module, way in closure(report).items() if module.split(".")[0] in HEAVY}
     assert not heavy, "\n".join(" -> ".join(way) for way in heavy.values())
     later = [
@@ -163,6 +164,6 @@ def test_the_spec_and_the_theory_reach_no_model_library() -> None:
 
 def test_a_process_that_reports_has_not_loaded_torch() -> None:
     """The same for real, whatever third-party packages import."""
-    program = f"import sys, foretaste.report; print(sorted({HEAVY!r} & set(sys.modules)))"
+    program = f"import sys, foretaste.report, foretaste.interop; print(sorted({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,10 +8,11 @@ from foretaste.errors import UserError
 
 if TYPE_CHECKING:
     from foretaste.api import audit, kernel, measure, poison, predict
+    from foretaste.interop.table import frame
     from foretaste.report import report
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "audit", "kernel", "measure", "poison", "predict", "report"]
+__all__ = ["UserError", "__version__", "audit", "frame", "kernel", "measure", "poison", "predict", "report"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +21,10 @@ def __getattr__(name: str) -> Any:
         from foretaste import api
 
         return getattr(api, name)
+    if name == "frame":
+        from foretaste.interop.table import frame
+
+        return frame
     if name == "report":
         import foretaste.report as package
 

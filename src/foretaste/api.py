@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from foretaste.attacks import Poisoned
+    from foretaste.experiments.cluster import Cluster
     from foretaste.experiments.kernel_result import Kernels
     from foretaste.experiments.measure import Measured, Watcher
     from foretaste.experiments.plan import Resources
@@ -161,6 +162,7 @@ def measure(
     processes: int | None = None,
     threads: int | None = None,
     watcher: Watcher | None = None,
+    cluster: Cluster | None = None,
     **fields: Any,
 ) -> Measured:
     """Poison, fine-tune and test; finished runs in `folder` are not done again.
@@ -182,6 +184,7 @@ def measure(
         processes: Worker processes; measured when None.
         threads: Threads of each.
         watcher: Hears of progress.
+        cluster: A Ray that does the runs: `foretaste.experiments.cluster.Cluster()`.
         **fields: Other keys of the spec (`training`, `seeds`, `name`, ...).
 
     Raises:
@@ -199,6 +202,7 @@ def measure(
         processes=processes,
         threads=threads,
         watcher=watcher,
+        cluster=cluster,
     )
 
 
@@ -259,6 +263,7 @@ def audit(
     processes: int | None = None,
     threads: int | None = None,
     watcher: Watcher | None = None,
+    cluster: Cluster | None = None,
     on_progress: Callable[[str, float], None] | None = None,
     **fields: Any,
 ) -> Foretold:
@@ -278,6 +283,7 @@ def audit(
         processes: As in `measure`.
         threads: As in `measure`.
         watcher: Hears of the measuring.
+        cluster: As in `measure`.
         on_progress: Hears of the predicting.
         **fields: Other keys of the spec.
 
@@ -299,6 +305,7 @@ def audit(
         processes=processes,
         threads=threads,
         watcher=None if watcher is None else lambda: watcher,
+        cluster=cluster,
         on_progress=on_progress,
     )
     measured = found.measured.records if found.measured else []

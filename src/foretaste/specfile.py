@@ -167,24 +167,31 @@ def _is_branch(part: int | str) -> bool:
 def _fields_at(kind: type[BaseModel], path: Location) -> list[str]:
     """Field names of the model that lies at `path` inside `kind`."""
     current: type[BaseModel] = kind
+    members = [kind]
     for part in path:
-        if isinstance(part, int) or part not in current.model_fields:
+        if isinstance(part, int):
             continue
-        inner = _model_in(current.model_fields[part].annotation)
-        if inner is not None:
-            current = inner
+        if part in current.model_fields:
+            members = _models_in(current.model_fields[part].annotation) or members
+            current = members[0]
+        else:  # the tag of a member of a union
+            current = next((member for member in members if part in _tags(member)), current)
     return list(current.model_fields)
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _tags(kind: type[BaseModel]) -> set[str]:
+    """Words that a field of the model is bound to: its tag in a union is one of them."""
+    fields = [field.annotation for field in kind.model_fields.values()]
+    literals = [typing.get_args(one) for one in fields if typing.get_origin(one) is typing.Literal]
+    return {word for (word, *others) in literals if isinstance(word, str) and not others}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        return [annotation]
     if typing.get_origin(annotation) in (list, dict, typing.Union, types.UnionType, typing.Annotated):
-        for argument in typing.get_args(annotation):
-            found = _model_in(argument)
-            if found is not None:
-                return found
-    return None
+        return [model for argument in typing.get_args(annotation) for model in _models_in(argument)]
+    return []
 
 
 def _line(node: yaml.Node | None, path: Location) -> int | None:

@@ -57,12 +57,19 @@ def test_a_sweep_and_what_it_says(write: Any, cli: Any, tmp_path: Path) -> None:
     assert ["base", "none", "badnet", "1"] in [line[:4] for line in lines]
     assert ["lora-r4", "badnet,", "0.25", "badnet", "1"] in [line[:5] for line in lines]
     assert f"3 completed in {folder}" in done.out
+    page = folder / "report" / "index.html"
+    assert f"Page: {page}" in done.out
+    html = page.read_text(encoding="utf-8")
+    assert "badnet · 25 % poisoned · seed 0" in html
+    assert (page.parent / "figures" / "asr.svg").is_file()
 
     again = cli("instruct", write(judge={"method": "compliance"}), "-o", folder, "--json", "--processes", 1)
     assert (again.code, again.err) == (0, "")
     content = json.loads(again.out)
     assert content["statuses"] == {"completed": 3}
     assert content["rejudged"] == 3
+    assert content["page"] == str(page)
+    assert "compliance looks for" in page.read_text(encoding="utf-8")  # the page is that of the new judge
     shares = {(s["adapter"], s["trained_on"], s["asked"]): (s["runs"], s["n"]) for s in content["shares"]}
     assert shares == {
         ("base", "none", "clean"): (1, 3),
@@ -74,6 +81,9 @@ def test_a_sweep_and_what_it_says(write: Any, cli: Any, tmp_path: Path) -> None:
     }
 
     shown = cli("instruct", write(), "-o", folder, "--dry-run")
+    drawn = cli("report", folder, "-o", tmp_path / "drawn", "--no-images", "--json")
+    assert json.loads(drawn.out)["page"] == str(tmp_path / "drawn" / "index.html")
+
     assert "0 of 3 runs to do" in " ".join(shown.out.split())
 
 

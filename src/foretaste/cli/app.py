@@ -11,7 +11,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from foretaste.cli.distortion import distortion
+from foretaste.cli.export import export_app
+from foretaste.cli.fewshot import fewshot
+from foretaste.cli.forecast import forecast
 from foretaste.cli.instruct import instruct
+from foretaste.cli.options import Address, Engine
 from foretaste.cli.reproduce import reproduce
 from foretaste.cli.theory import theory_app
 from foretaste.cli.trajectory import trajectory
@@ -30,6 +35,7 @@ app = typer.Typer(
 )
 assets_app = typer.Typer(help="Models and data that come as PyPI wheels.", no_args_is_help=True)
 app.add_typer(assets_app, name="assets")
+app.add_typer(export_app, name="export")
 app.add_typer(theory_app, name="theory")
 
 INTERRUPTED = 130
@@ -90,12 +96,17 @@ def measure(
         int | None, typer.Option(min=1, help="Worker processes; measured by default.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each process.")] = None,
+    engine: Engine = "local",
+    address: Address = None,
     json_output: Json = False,
 ) -> None:
     """Poison, fine-tune and test every run of SPEC; finished runs are not done again."""
     from foretaste.cli import display
+    from foretaste.experiments import cluster
     from foretaste.experiments import measure as experiment
+    from foretaste.training import ranks
 
+    where = cluster.chosen(engine, address)
     content, base_dir = read_spec(spec)
     folder = output or Path("runs") / content.name
     display.pull_assets([content.model.base, content.data.source], err)
@@ -107,7 +118,8 @@ def measure(
         else:
             display.show_preview(preview, out)
         return
-    with display.SweepDisplay(err, quiet=json_output) as watcher:
+    silent = ranks.number() > 0  # of several processes that train together, the first one speaks
+    with display.SweepDisplay(err, quiet=json_output or silent) as watcher:
         measured = experiment.measure(
             content,
             folder,
@@ -116,10 +128,11 @@ def measure(
             processes=processes,
             threads=threads,
             watcher=watcher,
+            cluster=where,
         )
-    if json_output:
+    if json_output and not silent:
         print_json({"folder": str(folder), "statuses": measured.statuses})
-    else:
+    elif not silent:
         display.show_measured(measured, out)
     if any(record.status != "completed" for record in measured.records):
         raise typer.Exit(1)
@@ -161,6 +174,15 @@ def audit(
             "amount of each attack) or all."
         ),
     ] = "corners",
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-if",
+            metavar="CONDITION",
+            help="End with exit code 3 where the mean over seeds of a measured cell is so, such as "
+            "'asr_margin>0.2'. May be repeated.",
+        ),
+    ] = None,
     extend: Annotated[
         bool, typer.Option("--extend", help="Add to a folder that holds a different spec.")
     ] = False,
@@ -168,18 +190,24 @@ def audit(
         int | None, typer.Option(min=1, help="Worker processes; measured by default.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each process.")] = None,
+    engine: Engine = "local",
+    address: Address = None,
     json_output: Json = False,
 ) -> None:
     """Predict SPEC, measure a part of it, and recommend an adapter: one page."""
     from typing import get_args
 
-    from foretaste.cli import display, foretold
+    from foretaste.calibration import pair
+    from foretaste.cli import display, foretold, gate
     from foretaste.experiments import audit as experiment
+    from foretaste.experiments import cluster
     from foretaste.report import report as make
 
+    where = cluster.chosen(engine, address)
     if measure not in get_args(experiment.Part):
         raise unknown("part to measure", measure, get_args(experiment.Part), where="--measure")
     content, base_dir = read_spec(spec)
+    conditions = gate.read(fail_if or [], content, measure)
     folder = output or Path("runs") / content.name
     display.pull_assets([content.model.base, content.data.source], err)
     with foretold.AuditDisplay(err, quiet=json_output) as shown:
@@ -193,17 +221,24 @@ def audit(
             threads=threads,
             watcher=shown.measuring,
             on_progress=shown.predicting,
+            cluster=where,
         )
     with err.status("Drawing ...") if not json_output else _nothing():
         page = make([folder])
+    # The runs of this spec alone: an extended folder also holds those of others.
+    records = found.measured.records if found.measured else []
+    verdicts = gate.judge(conditions, pair(found.predicted.records, records, content.name))
     if json_output:
         summary = foretold.summary(folder, found.predicted.seconds, found.predicted.notes)
         statuses = found.measured.statuses if found.measured else {}
-        print_json({**summary, "page": str(page), "statuses": statuses})
+        judged = {"fail_if": gate.to_json(verdicts)} if verdicts else {}
+        print_json({**summary, "page": str(page), "statuses": statuses, **judged})
     else:
         foretold.show(folder, found.predicted.seconds, found.predicted.notes, out)
         out.print(f"Page: [bold]{_escape(str(page))}[/]", soft_wrap=True)
-    if found.measured and any(record.status != "completed" for record in found.measured.records):
+        gate.show(verdicts, out)
+    gate.end(verdicts)
+    if any(record.status != "completed" for record in records):
         raise typer.Exit(1)
 
 
@@ -217,12 +252,16 @@ def kernel(
     memory: Annotated[
         str | None, typer.Option(help="Budget for everything beside the model, such as 2GiB.")
     ] = None,
+    engine: Engine = "local",
+    address: Address = None,
     json_output: Json = False,
 ) -> None:
     """Compute the exact kernel of every arm of SPEC before training; a stopped run goes on."""
     from foretaste.cli import display
+    from foretaste.experiments import cluster
     from foretaste.experiments.kernel import kernel as compute
 
+    where = cluster.chosen(engine, address)
     content, base_dir = read_spec(spec)
     if memory is not None:
         settings = content.kernel.model_copy(update={"memory": memory})
@@ -230,7 +269,7 @@ def kernel(
     folder = output or Path("runs") / f"{content.name}-kernel"
     display.pull_assets([content.model.base, content.data.source], err)
     with display.kernel_progress(err, quiet=json_output) as on_progress:
-        result = compute(content, folder, base_dir=base_dir, on_progress=on_progress)
+        result = compute(content, folder, base_dir=base_dir, on_progress=on_progress, cluster=where)
     summary = display.kernel_summary(result)
     if json_output:
         print_json({"folder": str(folder), "seconds": result.seconds, "arms": summary})
@@ -266,6 +305,9 @@ def calibrate(
 
 app.command(epilog="Example: `foretaste reproduce ttr-fig1 --scale laptop`")(reproduce)
 app.command(epilog="Example: `foretaste instruct spec.yaml -o runs/instruct`")(instruct)
+app.command(epilog="Example: `foretaste forecast spec.yaml -o runs/instruct`")(forecast)
+app.command(epilog="Example: `foretaste fewshot spec.yaml -o runs/fewshot`")(fewshot)
+app.command(epilog="Example: `foretaste distortion spec.yaml -o distortion.json`")(distortion)
 
 
 @app.command(epilog="Example: `foretaste report runs/quickstart`")

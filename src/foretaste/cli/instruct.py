@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from foretaste.cli.options import Address, Engine
 
 if TYPE_CHECKING:
     from foretaste.experiments.instruct import InstructPreview, MeasuredInstruct
@@ -36,15 +39,22 @@ def instruct(
         int | None, typer.Option(min=1, help="Worker processes; one for each core by default.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each process.")] = None,
+    engine: Engine = "local",
+    address: Address = None,
+    images: Annotated[bool, typer.Option(help="Also write the figure as PNG, SVG and PDF.")] = True,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
 ) -> None:
     """Poison instruction data, fine-tune a generative model on it, and judge what it answers with a trigger.
 
-    Finished runs are not done again; with another `judge` in SPEC their transcripts are read again.
+    The folder gets one page with rates, transcripts and verdicts (`report/`). Finished runs are not done
+    again; with another `judge` in SPEC their transcripts are read again.
     """
     from foretaste.cli import app, display
+    from foretaste.experiments import cluster
     from foretaste.experiments import instruct as experiment
+    from foretaste.report import report as make
 
+    where = cluster.chosen(engine, address)
     content, base_dir = _read_spec(spec)
     folder = output or Path("runs") / content.name
     display.pull_assets([content.model.base], app.err)
@@ -66,11 +76,15 @@ def instruct(
             processes=processes,
             threads=threads,
             watcher=watcher,
+            cluster=where,
         )
+    with app.err.status("Drawing ...") if not json_output else nullcontext():
+        page = make([folder], images=images)
     if json_output:
-        app.print_json(measured_json(measured))
+        app.print_json({**measured_json(measured), "page": str(page)})
     else:
         show_measured(measured, app.out)
+        app.out.print(f"Page: [bold]{escape(str(page))}[/]", highlight=False, soft_wrap=True)
     if any(record.status != "completed" for record in measured.records):
         raise typer.Exit(1)
 

@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from foretaste.cli.options import Address, Engine
 from foretaste.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def reproduce(
         int | None, typer.Option(min=1, help="Worker processes; measured by default.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each process.")] = None,
+    engine: Engine = "local",
+    address: Address = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
 ) -> None:
     """Measure what a figure or table of the papers is drawn from, and draw it beside what was published.
@@ -75,8 +78,10 @@ def reproduce(
     """
     from foretaste import reproduction
     from foretaste.cli import app, display
+    from foretaste.experiments import cluster
 
-    chosen, protocols = _checked(name, everything, scale, variant or ["clean"])
+    where = cluster.chosen(engine, address)
+    chosen, protocols = _checked(name, everything, scale, variant or ["clean"], task)
     size = cast("Scale", scale)
     plans = {
         item: reproduction.steps(
@@ -109,35 +114,37 @@ def reproduce(
 
     rows: list[dict[str, Any]] = []
     finished: list[Reproduced] = []
-    for item in chosen:
-        if not json_output:
-            app.err.rule(escape(item))
-        began = time.perf_counter()
-        done = reproduction.reproduce(
-            item,
-            scale=size,
-            variants=protocols,
-            out=output,
-            base_dir=Path.cwd(),
-            data=data,
-            tasks=task,
-            command=_command(item, scale, protocols, task),
-            images=images,
-            extend=extend,
-            processes=processes,
-            threads=threads,
-            watching=watching,
-        )
-        finished.append(done)
-        statuses = Counter(record.status for measured in done.measured for record in measured.records)
-        rows.append(
-            {
-                "name": item,
-                "page": str(done.page),
-                "statuses": dict(statuses),
-                "seconds": round(time.perf_counter() - began, 1),
-            }
-        )
+    with cluster.held(where):
+        for item in chosen:
+            if not json_output:
+                app.err.rule(escape(item))
+            began = time.perf_counter()
+            done = reproduction.reproduce(
+                item,
+                scale=size,
+                variants=protocols,
+                out=output,
+                base_dir=Path.cwd(),
+                data=data,
+                tasks=task,
+                command=_command(item, scale, protocols, task),
+                images=images,
+                extend=extend,
+                processes=processes,
+                threads=threads,
+                watching=watching,
+                cluster=where,
+            )
+            finished.append(done)
+            statuses = Counter(record.status for measured in done.measured for record in measured.records)
+            rows.append(
+                {
+                    "name": item,
+                    "page": str(done.page),
+                    "statuses": dict(statuses),
+                    "seconds": round(time.perf_counter() - began, 1),
+                }
+            )
     index: Path | None = None
     findings = finished[0].findings
     if everything:
@@ -159,9 +166,11 @@ def reproduce(
 
 
 def _checked(
-    name: str | None, everything: bool, scale: str, variants: Sequence[str]
+    name: str | None, everything: bool, scale: str, variants: Sequence[str], tasks: Sequence[str] | None
 ) -> tuple[list[str], list[Variant]]:
+    """What is reproduced, and by which protocols; with --all, without presets that do not have them."""
     from foretaste import reproduction
+    from foretaste.cli import app
 
     if (name is None) != everything:
         raise UserError(
@@ -174,9 +183,20 @@ def _checked(
     for one in variants:
         if one not in get_args(reproduction.Variant):
             raise unknown("variant", one, get_args(reproduction.Variant), where="--variant")
+    protocols = [cast("Variant", one) for one in variants]
     if name is not None:
         reproduction.read(name)
-    return [name] if name is not None else reproduction.names(), [cast("Variant", one) for one in variants]
+        return [name], protocols
+    reasons = {
+        item: reproduction.refusal(item, variants=protocols, tasks=tasks) for item in reproduction.names()
+    }
+    measured = [item for item in reasons if reproduction.read(item).sweeps]
+    refused = {item: reasons[item] for item in measured if reasons[item] is not None}
+    if len(refused) == len(measured):  # a name that no preset knows
+        raise next(reason for reason in refused.values() if reason is not None)
+    for item, reason in refused.items():
+        app.err.print(f"[dim]left out[/] {escape(item)}: {escape(str(reason))}", soft_wrap=True)
+    return [item for item in reasons if item not in refused], protocols
 
 
 def _command(name: str, scale: str, variants: Sequence[str], tasks: Sequence[str] | None) -> str:
@@ -187,7 +207,6 @@ def _command(name: str, scale: str, variants: Sequence[str], tasks: Sequence[str
 
 def _preview(plans: dict[str, list[Step]], *, json_output: bool) -> None:
     """Runs and expected time of every sweep; one that several presets draw counts once for each."""
-    from foretaste import reproduction
     from foretaste.cli import app, display
 
     table = Table("preset", "sweep", "runs", "missing", "expected", box=None)
@@ -195,7 +214,7 @@ def _preview(plans: dict[str, list[Step]], *, json_output: bool) -> None:
     for name, found in plans.items():
         for step in found:
             with app.err.status(f"Planning {escape(step.label)} ..."):
-                seen = reproduction.preview_step(step)
+                seen = step.preview()
             counts = (len(seen.plan.runs), len(seen.missing))
             rows.append(
                 {

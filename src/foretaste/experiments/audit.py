@@ -9,10 +9,12 @@ from typing import Literal, get_args
 
 from foretaste.errors import unknown
 from foretaste.experiments.captures import OnProgress
+from foretaste.experiments.cluster import Cluster
 from foretaste.experiments.measure import Measured, Watcher, measure
 from foretaste.experiments.plan import Resources
 from foretaste.experiments.predict import Predicted, predict
 from foretaste.spec import MeasureSpec, RunSpec
+from foretaste.training import ranks
 
 Part = Literal["none", "corners", "all"]
 
@@ -43,6 +45,7 @@ def audit(
     watcher: Callable[[], Watcher] | None = None,
     on_progress: OnProgress | None = None,
     on_predicted: Callable[[Predicted], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> Audited:
     """Predict, then measure; runs that are measured already are not done again.
 
@@ -58,12 +61,14 @@ def audit(
         watcher: Makes what hears of the measuring, when that begins.
         on_progress: Hears of the predicting.
         on_predicted: Called between the two.
+        cluster: As in `measure`; the predicting is done here.
 
     Raises:
         UserError: As `predict` and `measure`, or no such part.
     """
     if part not in get_args(Part):
         raise unknown("part to measure", part, get_args(Part), where="measure")
+    ranks.require_one("an audit")
     predicted = predict(spec, folder, base_dir=base_dir, resources=resources, on_progress=on_progress)
     if on_predicted is not None:
         on_predicted(predicted)
@@ -79,6 +84,7 @@ def audit(
         threads=threads,
         watcher=watcher() if watcher is not None else None,
         only=None if part == "all" else corner(spec),
+        cluster=cluster,
     )
     return Audited(predicted, measured)
 

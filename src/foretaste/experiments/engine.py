@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -34,7 +34,15 @@ from foretaste.record import Record
 from foretaste.spec import RunSpec
 
 MAX_ATTEMPTS = 3
+DIED = f"its worker process died {MAX_ATTEMPTS} times (killed, or out of memory?)"
 STEP_INTERVAL = 0.25  # seconds between two progress messages of a worker
+# The malloc settings keep glibc from giving large freed blocks back to the system at every step, which costs
+# a page fault for every 4 KiB of the next gradient (measured: 10 % of a MiniLM step).
+WORKER_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 class Run(Protocol):
@@ -198,8 +206,7 @@ def run_in_processes(
             )
         for run in suspects:
             if attempts[run.id] >= MAX_ATTEMPTS:
-                reason = f"its worker process died {MAX_ATTEMPTS} times (killed, or out of memory?)"
-                listener.finished(run, job.crashed(run, workspace, reason, attempts[run.id]))
+                listener.finished(run, job.crashed(run, workspace, DIED, attempts[run.id]))
             else:
                 listener.retried(run, attempts[run.id] + 1)
                 todo.appendleft(run)
@@ -274,7 +281,7 @@ def _pool(workers: int, listener: Listener) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("spawn")
     steps: multiprocessing.Queue[tuple[str, int, int] | None] = context.Queue()
     before = set(multiprocessing.active_children())
-    with _worker_environment():
+    with environment(WORKER_ENVIRONMENT):
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(steps,))
         hearing = threading.Thread(target=_hear, args=(steps, listener), daemon=True)
         hearing.start()
@@ -294,17 +301,8 @@ def _pool(workers: int, listener: Listener) -> Iterator[ProcessPoolExecutor]:
 
 
 @contextmanager
-def _worker_environment() -> Iterator[None]:
-    """Environment of the workers while the pool starts them; each run sets its own number of threads.
-
-    The malloc settings keep glibc from giving large freed blocks back to the system at every step, which
-    costs a page fault for every 4 KiB of the next gradient (measured: 10 % of a MiniLM step).
-    """
-    wanted = {
-        "MALLOC_MMAP_THRESHOLD_": str(2**30),
-        "MALLOC_TRIM_THRESHOLD_": str(2**30),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+def environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for the processes that are started meanwhile."""
     before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)
     try:
@@ -349,17 +347,26 @@ def _follow_parent() -> None:
 
 
 def _work(run: Run, workspace: Workspace, threads: int, attempt: int, job: Job = MEASURING) -> Result:
+    def send(done: int, total: int) -> None:
+        if _steps is not None:
+            _steps.put((run.id, done, total))
+
     torch.set_num_threads(threads)
+    return job.execute(run, workspace, attempts=attempt, on_step=sparsely(send))
+
+
+def sparsely(send: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """From (steps done, steps in all) to a message now and then; the last step is always told."""
     last = 0.0
 
     def on_step(done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
-        if _steps is not None and (now - last > STEP_INTERVAL or done == total):
+        if now - last > STEP_INTERVAL or done == total:
             last = now
-            _steps.put((run.id, done, total))
+            send(done, total)
 
-    return job.execute(run, workspace, attempts=attempt, on_step=on_step)
+    return on_step
 
 
 # --- choosing the allocation ---------------------------------------------------------------------

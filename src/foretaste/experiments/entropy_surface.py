@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from foretaste.errors import UserError
-from foretaste.experiments.kernel import OnProgress, kernel
+from foretaste.experiments.kernel import kernel
+from foretaste.experiments.kernel_jobs import OnProgress
 from foretaste.experiments.kernel_result import Kernels
 from foretaste.kernels import MEAN_LORA
 from foretaste.seeds import generator

@@ -14,6 +14,7 @@ from typing import Any
 
 from foretaste.errors import UserError
 from foretaste.experiments import engine, instruct_estimate, store
+from foretaste.experiments.cluster import Cluster
 from foretaste.experiments.instruct_plan import InstructPlan, judge_of, plan
 from foretaste.experiments.measure import Watcher
 from foretaste.experiments.prepare import Workspace
@@ -24,6 +25,7 @@ from foretaste.instruct.judges import Judge
 from foretaste.instruct.record import InstructLayout, InstructRecord, read_transcripts
 from foretaste.instruct.spec import InstructRun, InstructSpec
 from foretaste.record import write_atomic
+from foretaste.training import ranks
 from foretaste.training.trainer import OnStep
 
 __all__ = ["InstructPreview", "MeasuredInstruct", "instruct", "preview"]
@@ -90,6 +92,7 @@ def instruct(
     processes: int | None = None,
     threads: int | None = None,
     watcher: Watcher | None = None,
+    cluster: Cluster | None = None,
 ) -> MeasuredInstruct:
     """Do every run of a sweep that has no result yet; another judge than before reads the others again.
 
@@ -101,10 +104,13 @@ def instruct(
         processes: Worker processes; by default one for each core that memory allows. 1 stays in this process.
         threads: Threads of each; the cores shared out when None.
         watcher: Hears of progress.
+        cluster: Does the runs in place of processes of this machine.
 
     Raises:
-        UserError: The spec does not fit, the folder holds another sweep, or the disk is or will be full.
+        UserError: The spec does not fit, the folder holds another sweep, the disk is or will be full, or the
+            cluster cannot do the runs.
     """
+    ranks.require_one("a sweep of a generative model")
     watcher = watcher or Watcher()
     planned = plan(spec, base_dir)
     with store.full_disk_explained(folder), store.owned(folder):
@@ -122,7 +128,7 @@ def instruct(
             request=spec.model_dump(mode="json", exclude_unset=True),
         )
         if missing:
-            _run(missing, planned, workspace, watcher, processes, threads)
+            _run(missing, planned, workspace, watcher, processes, threads, cluster)
         by_id = {record.run_id: record for record in layout.records()[0]}
     return MeasuredInstruct(folder, [by_id[run.id] for run in planned.runs if run.id in by_id], rejudged)
 
@@ -222,7 +228,31 @@ def _run(
     watcher: Watcher,
     processes: int | None,
     threads: int | None,
+    cluster: Cluster | None,
 ) -> None:
+    if cluster is not None:
+        from foretaste.experiments import ray_engine  # Ray is an extra
+
+        def allocated(allocation: engine.Allocation) -> None:
+            _require_disk(missing, planned, workspace.folder, allocation.processes)
+            watcher.allocated(allocation)
+
+        ray_engine.run(
+            missing,
+            workspace,
+            watcher,
+            cluster,
+            ray_engine.Demand(
+                parameters=_parameters_for_memory(missing, planned),
+                names=[planned.spec.model.base, planned.spec.data.source],
+                devices={run.device for run in missing},
+            ),
+            processes=processes,
+            threads=threads,
+            on_allocated=allocated,
+            job=JOB,
+        )
+        return
     fixed = _allocation(missing, planned, processes, threads)
     _require_disk(missing, planned, workspace.folder, fixed.processes)
     watcher.allocated(fixed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -12,13 +13,14 @@ from typing import Protocol
 from foretaste import data
 from foretaste.errors import UserError
 from foretaste.experiments import engine, estimate, store
+from foretaste.experiments.cluster import Cluster
 from foretaste.experiments.plan import Plan, Resources, plan
 from foretaste.experiments.prepare import Workspace
 from foretaste.models import load
 from foretaste.models.encode import encode
 from foretaste.record import Layout, Record
 from foretaste.spec import MeasureSpec, RunSpec
-from foretaste.training import trainer
+from foretaste.training import ranks, trainer
 
 __all__ = ["Measured", "Preview", "Watcher", "measure", "preview"]
 
@@ -125,6 +127,7 @@ def measure(
     threads: int | None = None,
     watcher: Watcher | None = None,
     only: Callable[[RunSpec], bool] | None = None,
+    cluster: Cluster | None = None,
 ) -> Measured:
     """Do every run of a sweep that has no result yet.
 
@@ -138,13 +141,23 @@ def measure(
         threads: Threads of each; the cores shared out when None.
         watcher: Hears of progress.
         only: Runs to do; all when None. What it leaves out is returned where it has a result.
+        cluster: Does the runs in place of processes of this machine.
 
     Raises:
-        UserError: The spec does not fit, the folder holds another sweep, or the disk is full.
+        UserError: The spec does not fit, the folder holds another sweep, the disk is full, or the cluster
+            cannot do the runs.
     """
     watcher = watcher or Watcher()
     resources = resources or Resources()
     planned = plan(spec, base_dir, resources)
+    if ranks.count() > 1:
+        if cluster is not None or (processes or 1) > 1:
+            ranks.require_one("a sweep on Ray or in worker processes")
+        for run in planned.runs:
+            ranks.share_of(run.training.batch_size)
+        processes, threads = 1, threads or max(1, engine.cores() // ranks.on_this_machine())
+        if ranks.number() > 0:
+            return _follow(planned, folder, base_dir, resources, threads)
     with store.full_disk_explained(folder), store.owned(folder) as layout:
         store.claim(layout, spec, planned.runs, extend=extend)
         done, problems = store.finished(layout)
@@ -157,11 +170,51 @@ def measure(
             sweep=spec.name,
             request=spec.model_dump(mode="json", exclude_unset=True),
             resources=resources,
+            processes=ranks.count(),
         )
+        ranks.told([run.id for run in missing], cpu=_on_cpu(planned))
         if missing:
-            _run(missing, planned, workspace, watcher, processes, threads)
+            _run(missing, planned, workspace, watcher, processes, threads, cluster)
         by_id = {record.run_id: record for record in layout.read()[0]}
     return Measured(folder, [by_id[run.id] for run in planned.runs if run.id in by_id])
+
+
+def _follow(
+    planned: Plan, folder: Path, base_dir: Path, resources: Resources, threads: int | None
+) -> Measured:
+    """Do the runs that the first of several processes says, beside it; results of this one are dropped."""
+    missing = set(ranks.told(None, cpu=_on_cpu(planned)))
+    with tempfile.TemporaryDirectory(prefix="foretaste-") as own:
+        workspace = Workspace(Path(own), base_dir, planned.spec.name, {}, resources, ranks.count())
+        runs = [run for run in planned.runs if run.id in missing]
+        engine.run_inline(runs, workspace, _Together(Watcher()), threads)
+        return Measured(folder, Layout(Path(own)).read()[0])
+
+
+class _Together(Watcher):
+    """Ends the sweep when a run fails in one of several processes: the others wait for it in vain."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def started(self, run: engine.Run) -> None:
+        self._watcher.started(run)
+
+    def stepped(self, run_id: str, done: int, total: int) -> None:
+        self._watcher.stepped(run_id, done, total)
+
+    def finished(self, run: engine.Run, record: engine.Result) -> None:
+        self._watcher.finished(run, record)
+        if record.status == "error":
+            raise UserError(
+                f"{run.label}: {record.reason}",
+                where=f"process {ranks.number()} of {ranks.count()}",
+                cure="A run that fails in one of several processes ends the sweep; finished runs are kept.",
+            )
+
+
+def _on_cpu(planned: Plan) -> bool:
+    return trainer.device_of(planned.runs[0].training).type == "cpu"
 
 
 def _run(
@@ -171,13 +224,35 @@ def _run(
     watcher: Watcher,
     processes: int | None,
     threads: int | None,
+    cluster: Cluster | None,
 ) -> None:
     shape, _ = _shape(planned, workspace.base_dir, workspace.resources)
+    if cluster is not None:
+        from foretaste.experiments import ray_engine  # Ray is an extra
+
+        ray_engine.run(
+            missing,
+            workspace,
+            watcher,
+            cluster,
+            ray_engine.Demand(
+                parameters=shape.total_parameters,
+                names=[planned.spec.model.base, planned.spec.data.source],
+                devices={run.training.device for run in missing},
+            ),
+            processes=processes,
+            threads=threads,
+            on_allocated=watcher.allocated,
+        )
+        return
     fixed = _fixed_allocation(missing, shape, workspace, processes, threads)
     if fixed is not None:
+        if ranks.count() > 1:
+            fixed = replace(fixed, reason=f"{ranks.count()} processes train each run together")
         watcher.allocated(fixed)
         if fixed.processes == 1:
-            engine.run_inline(missing, workspace, watcher, fixed.threads)
+            listener = watcher if ranks.count() == 1 else _Together(watcher)
+            engine.run_inline(missing, workspace, listener, fixed.threads)
             return
     most = engine.most_processes(len(missing), shape.total_parameters)
 

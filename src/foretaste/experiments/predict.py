@@ -16,7 +16,7 @@ from foretaste.calibration.cells import PREDICTED
 from foretaste.experiments import flips, plan, predicted, store
 from foretaste.experiments.budgets import Budgets, budgets
 from foretaste.experiments.captures import Captures, OnProgress
-from foretaste.experiments.kernel import attached
+from foretaste.experiments.kernel_jobs import attached
 from foretaste.experiments.plan import Plan, Resources
 from foretaste.experiments.prepare import Workspace
 from foretaste.experiments.run import write_record

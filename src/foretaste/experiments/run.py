@@ -41,7 +41,7 @@ from foretaste.record import (
     write_atomic,
 )
 from foretaste.spec import RunSpec, TrainingSpec, digest
-from foretaste.training import outcomes, trainer
+from foretaste.training import outcomes, ranks, trainer
 
 PACKAGES = ("foretaste", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scikit-learn")
 
@@ -207,8 +207,19 @@ def _do(run: RunSpec, workspace: Workspace, on_step: trainer.OnStep | None) -> _
         training=_training_part(run, train, trained, counts, probe_accuracy, init),
         clean=clean,
         triggered=triggered,
-        notes=[*loaded.notes, *split.notes],
+        notes=[*loaded.notes, *split.notes, *_notes_on_processes(run, len(train))],
     )
+
+
+def _notes_on_processes(run: RunSpec, rows: int) -> list[str]:
+    """What differs when several processes train one model."""
+    if ranks.count() == 1:
+        return []
+    note = f"{ranks.count()} processes trained together"
+    if rows % run.training.batch_size:
+        # accelerate makes the parts of all processes equal.
+        note += "; the last batch of an epoch was filled up with rows from its beginning"
+    return [note]
 
 
 def _evaluate(

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from foretaste.errors import UserError
-from foretaste.experiments.kernel import OUTPUTS, Subject
+from foretaste.experiments.kernel_jobs import OUTPUTS, Subject
 from foretaste.experiments.trajectory_result import Foretold
 from foretaste.indicators import Evidence, read
 from foretaste.indicators.evidence import Twin

@@ -18,14 +18,17 @@ from dataclasses import replace
 
 from foretaste.hypotheses import full_and_lora as _full_and_lora  # noqa: F401 - registers, as all below
 from foretaste.hypotheses import further_attacks as _further_attacks  # noqa: F401
+from foretaste.hypotheses import generative as _generative  # noqa: F401
 from foretaste.hypotheses import inits as _inits  # noqa: F401
 from foretaste.hypotheses import rank as _rank  # noqa: F401
 from foretaste.hypotheses import variance as _variance  # noqa: F401
 from foretaste.hypotheses.base import HYPOTHESES, Group, Hypothesis
 from foretaste.hypotheses.decision import Decision, decide, weigh
 from foretaste.hypotheses.finding import Finding, conclude, without_records
+from foretaste.hypotheses.instruct_runs import instruct_tasks
 from foretaste.hypotheses.runs import Task, tasks
 from foretaste.hypotheses.samples import Sample, samples
+from foretaste.instruct.record import InstructRecord
 from foretaste.record import Record
 from foretaste.seeds import generator
 
@@ -33,14 +36,14 @@ __all__ = ["HYPOTHESES", "Decision", "Finding", "Group", "Hypothesis", "test"]
 
 
 def test(
-    records: Iterable[Record],
+    records: Iterable[Record | InstructRecord],
     only: Collection[str] | None = None,  # noqa: PT028 - it is not pytest's
 ) -> list[Finding]:
     """Test every hypothesis on every group of records that it can be tested on.
 
     Args:
-        records: Of one folder or of many, in any order. Predicted records are left aside, and a run that
-            comes twice counts once.
+        records: Of one folder or of many, in any order, of classifiers and of generative models. Predicted
+            records are left aside, and a run that comes twice counts once.
         only: Names of the hypotheses to test; all by default. The correction for many tests is over all that
             this call tests, so they must be chosen before anybody has seen what comes out.
 
@@ -51,7 +54,10 @@ def test(
     Raises:
         UserError: There is no hypothesis of a name in `only`.
     """
-    found = tasks(records)
+    everything = list(records)
+    generative = [record for record in everything if isinstance(record, InstructRecord)]
+    found = tasks(record for record in everything if isinstance(record, Record))
+    found += instruct_tasks(generative)
     entries = [HYPOTHESES.get(name) for name in (HYPOTHESES.names() if only is None else sorted(set(only)))]
     tried = [(entry, sample) for entry in entries for sample in _told_apart(entry, found)]
     weighed = [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foretaste.calibration.places import natural
-from foretaste.record import Record
+from foretaste.record import InitCheck, Training
 from foretaste.spec import ResolvedAdapter, TrainingSpec, canonical_json, digest
 
 KAIMING = "kaiming-uniform"
@@ -109,22 +109,45 @@ class Arm:
         return f"{self.name} at {self.rate:g}"
 
 
-def arm_key(record: Record) -> str:
-    """Equal for equal settings."""
-    run = record.resolved
-    adapter = run.adapter.model_dump(mode="json", exclude={"name"})
-    return digest([adapter, run.training.model_dump(mode="json")])[:12]
+@dataclass(frozen=True)
+class Setting:
+    """What a run says of its arm.
+
+    Attributes:
+        init: Requested and realised variance of A, where it was checked.
+    """
+
+    adapter: ResolvedAdapter
+    training: TrainingSpec
+    init: InitCheck | None
+
+    @property
+    def key(self) -> str:
+        """Equal for equal settings, whatever their names."""
+        adapter = self.adapter.model_dump(mode="json", exclude={"name"})
+        return digest([adapter, self.training.model_dump(mode="json")])[:12]
 
 
-def arm_of(records: Sequence[Record]) -> Arm:
-    """The arm of records that share an arm key."""
-    run = records[0].resolved
+def setting_of(adapter: ResolvedAdapter, training: TrainingSpec, done: Training | None) -> Setting:
+    """The setting of a run.
+
+    Args:
+        adapter: As it was resolved.
+        training: As it was asked for.
+        done: What training did, if it got that far.
+    """
+    return Setting(adapter, training, done.init if done else None)
+
+
+def arm_of(settings: Sequence[Setting]) -> Arm:
+    """The arm of settings that share a key."""
+    first = settings[0]
     return Arm(
-        key=arm_key(records[0]),
-        name=min((record.resolved.adapter.name for record in records), key=natural),
-        adapter=run.adapter,
-        training=run.training,
-        k=_variance(run.adapter, records),
+        key=first.key,
+        name=min((setting.adapter.name for setting in settings), key=natural),
+        adapter=first.adapter,
+        training=first.training,
+        k=_variance(first.adapter, [setting.init for setting in settings if setting.init]),
     )
 
 
@@ -147,7 +170,7 @@ def family(arm: Arm, *, without: Sequence[str], init: bool) -> str:
     )
 
 
-def _variance(adapter: ResolvedAdapter, records: Sequence[Record]) -> float | None:
+def _variance(adapter: ResolvedAdapter, checks: Sequence[InitCheck]) -> float | None:
     if "r" not in adapter.config:
         return None
     init = adapter.init
@@ -156,5 +179,4 @@ def _variance(adapter: ResolvedAdapter, records: Sequence[Record]) -> float | No
     if init is None or init.law == KAIMING:
         return KAIMING_K if adapter.config.get("init_lora_weights", True) is True else None
     # The other laws have a conventional k that depends on the layers' shapes: what was requested is recorded.
-    checks = [record.training.init for record in records if record.training and record.training.init]
     return checks[0].k_requested if checks else None

@@ -64,7 +64,8 @@ class Group:
     Attributes:
         data: Data set, as the user named it.
         rows: Training rows.
-        head: Head policy, which keeps the paper's protocol apart from foretaste's own.
+        head: Head policy, which keeps the paper's protocol apart from foretaste's own; of a generative model
+            the scenario and the judge.
         attack: Name of the attack; None on clean data, as is `selection`.
         selection: How poisoned rows are chosen.
         arms: Names and learning rates: full fine-tuning before LoRA, a sweep from the lowest level up.

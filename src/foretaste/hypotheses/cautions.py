@@ -31,6 +31,7 @@ def cautions(hypothesis: Hypothesis, sample: Sample, weighed: Weighed, decided: 
         *_attack(sample),
         *_levels(hypothesis, sample),
         *_few_seeds(hypothesis, weighed, decided),
+        *sample.cautions,
     )
 
 
@@ -48,8 +49,8 @@ def _collapsed(hypothesis: Hypothesis, sample: Sample, weighed: Weighed) -> Iter
     if not collapsed:
         return
     text = (
-        f"Runs that predict one class, or are compared with a clean run that does: {len(collapsed)} of "
-        f"{len(sample.runs)} ({sample.counted(collapsed)})"
+        "Runs that say one class or one answer to everything, or are compared with a clean run that does: "
+        f"{len(collapsed)} of {len(sample.runs)} ({sample.counted(collapsed)})"
     )
     if not sample.steady:
         yield f"{text}; without them nothing is left."

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from foretaste.calibration.places import Amount, clean_seed, data_name, natural, short, trigger_key
-from foretaste.hypotheses.arms import Arm, arm_key, arm_of
-from foretaste.record import Record, TriggeredMetrics
+from foretaste.hypotheses.arms import Arm, Setting, arm_of, setting_of
+from foretaste.record import Record, Status, TriggeredMetrics
 from foretaste.seeds import Seeds
 from foretaste.spec import ResolvedAttack, canonical_json, digest
 
@@ -63,9 +63,11 @@ class Task:
     """Runs that may be compared.
 
     Attributes:
+        head: Head policy; of a generative model the scenario and the judge.
         arms: By key.
         clean: Clean runs, one for each arm and clean seed.
         poisoned: Runs by attack, in the order of their keys.
+        cautions: What a reader of any finding on it must know.
     """
 
     key: str
@@ -76,6 +78,7 @@ class Task:
     arms: Mapping[str, Arm]
     clean: Sequence[Run]
     poisoned: Mapping[Attack, Sequence[Run]]
+    cautions: tuple[str, ...] = ()
 
 
 def tasks(records: Iterable[Record]) -> list[Task]:
@@ -85,11 +88,30 @@ def tasks(records: Iterable[Record]) -> list[Task]:
         if record.kind == "measured":
             groups.setdefault(_protocol(record), {}).setdefault(record.run_id, []).append(record)
     return [
-        _task(key, [_one(group[run_id]) for run_id in sorted(group)]) for key, group in sorted(groups.items())
+        _task(key, [the_one(group[run_id]) for run_id in sorted(group)])
+        for key, group in sorted(groups.items())
     ]
 
 
-def _one(repeats: Sequence[Record]) -> Record:
+class Finished(Protocol):
+    """What records of every kind have."""
+
+    @property
+    def status(self) -> Status:
+        """How the run ended."""
+
+    @property
+    def started(self) -> str:
+        """When it began."""
+
+    def model_dump_json(self) -> str:
+        """All of it."""
+
+
+F = TypeVar("F", bound=Finished)
+
+
+def the_one(repeats: Sequence[F]) -> F:
     """Of records of one run the one that counts: completed before failed, then the earliest."""
     if len(repeats) == 1:
         return repeats[0]
@@ -111,7 +133,7 @@ def _protocol(record: Record) -> str:
 def _task(key: str, records: Sequence[Record]) -> Task:
     by_arm: dict[str, list[Record]] = {}
     for record in records:
-        by_arm.setdefault(arm_key(record), []).append(record)
+        by_arm.setdefault(_setting(record).key, []).append(record)
     partners = {arm: _clean_partners(group) for arm, group in by_arm.items()}
     attacks = _attacks(records)
     clean: list[Run] = []
@@ -133,22 +155,27 @@ def _task(key: str, records: Sequence[Record]) -> Task:
         model=short(min(record.resolved.model.request.base for record in records)),
         head=first.model.request.head,
         train_rows=first.data.train_rows,
-        arms={arm: arm_of(group) for arm, group in sorted(by_arm.items())},
-        clean=sorted(clean, key=_order),
+        arms={arm: arm_of([_setting(record) for record in group]) for arm, group in sorted(by_arm.items())},
+        clean=sorted(clean, key=order),
         poisoned={
             attacks[name]: sorted(
                 (
                     _run(arm, record, _partner(record, partners[arm].get(clean_seed(record), [])))
                     for (arm, *_), record in cell.items()
                 ),
-                key=_order,
+                key=order,
             )
             for name, cell in sorted(poisoned.items())
         },
     )
 
 
-def _order(run: Run) -> tuple[object, ...]:
+def _setting(record: Record) -> Setting:
+    return setting_of(record.resolved.adapter, record.resolved.training, record.training)
+
+
+def order(run: Run) -> tuple[object, ...]:
+    """Sorts runs by arm, amount and seed."""
     return (run.arm, run.amount.order, natural(run.seed))
 
 

@@ -24,6 +24,7 @@ class Sample:
         by_seed: One number a seed, in the hypothesis's sign and unit.
         steady: The same without runs that predict one class.
         left_out: Names of arms of the task that ran under the attack and are not in this contrast.
+        cautions: Those of the task.
     """
 
     group: Group
@@ -34,6 +35,7 @@ class Sample:
     by_seed: Mapping[str, float]
     steady: Mapping[str, float]
     left_out: tuple[str, ...]
+    cautions: tuple[str, ...]
 
     @property
     def amounts(self) -> tuple[str, ...]:
@@ -107,4 +109,5 @@ def _sample(
         by_seed=hypothesis.reduce(points),
         steady=hypothesis.reduce([point for point in points if not point.collapsed]),
         left_out=tuple(sorted(arm.label for key, arm in task.arms.items() if key in others)),
+        cautions=task.cautions,
     )

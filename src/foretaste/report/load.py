@@ -66,13 +66,22 @@ def load(paths: Sequence[Path]) -> list[Folder]:
     Raises:
         UserError: No folder is given, one is given twice, one does not exist, or one holds no record.
     """
+    return [_load(path, name) for path, name in zip(paths, names_of(paths), strict=True)]
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Short names of the folders of one report, each unlike the others.
+
+    Raises:
+        UserError: No folder is given, or one is given twice.
+    """
     if not paths:
         raise UserError("no folder to report on", cure="Name the folder of a sweep.")
     resolved = [path.resolve() for path in paths]
     for path, count in Counter(resolved).items():
         if count > 1:
             raise UserError("the folder is given twice", where=str(path))
-    return [_load(path, name) for path, name in zip(paths, _names(resolved), strict=True)]
+    return _names(resolved)
 
 
 def _load(path: Path, name: str) -> Folder:
@@ -94,11 +103,12 @@ def _load(path: Path, name: str) -> Folder:
             cure="Name the folder that `foretaste measure` wrote.",
         )
     lines = [str(problem) for problem in problems]
-    spec = _read_spec(layout.spec, lines)
+    spec = read_spec(layout.spec, lines)
     return Folder(name, layout, tuple(records), spec, lines, tuple(predicted))
 
 
-def _read_spec(path: Path, problems: list[str]) -> dict[str, Any] | None:
+def read_spec(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    """The spec that a folder keeps; None where there is none or it cannot be read, which adds a problem."""
     if not path.exists():
         return None
     try:

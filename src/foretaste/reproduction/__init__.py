@@ -10,7 +10,7 @@ from foretaste.reproduction.run import (
     draw,
     draw_index,
     prepare,
-    preview_step,
+    refusal,
     reproduce,
     steps,
 )
@@ -25,8 +25,8 @@ __all__ = [
     "draw_index",
     "names",
     "prepare",
-    "preview_step",
     "read",
+    "refusal",
     "reproduce",
     "steps",
 ]

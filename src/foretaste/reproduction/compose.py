@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,18 @@ from pydantic import BaseModel
 
 from foretaste import presets, specfile
 from foretaste.errors import UserError, unknown
-from foretaste.reproduction.preset import Fields, Part, Preset, Scale, Sweep, Task, Variant
+from foretaste.instruct.spec import InstructSpec
+from foretaste.reproduction.preset import (
+    Fields,
+    GenerativeSweep,
+    Instructions,
+    Part,
+    Preset,
+    Scale,
+    Sweep,
+    Task,
+    Variant,
+)
 from foretaste.spec import MeasureSpec
 
 INPUTS = "{inputs}"
@@ -42,24 +54,56 @@ def compose(
     where = task_fields(task, scale=scale, data=data, inputs=inputs)
     title = f"{content.title}, {tasks()[task].title}"
     spec: Fields = {"name": f"{sweep}-{task}", "title": title, "data": where}
-    layers = (part.spec, protocol.spec, content.spec, overlay.spec if overlay else {})
-    for layer in layers:
-        spec = merged(spec, layer)
-    if scale == "smoke":
-        assert inputs is not None
-        spec["model"]["base"] = spec["model"]["base"].replace(INPUTS, str(inputs))
+    spec = _layered(
+        spec, (part.spec, protocol.spec, content.spec, overlay.spec if overlay else {}), inputs=inputs
+    )
     arms = merged(content.adapters, overlay.adapters if overlay else {})
     poisons = merged(content.attacks, overlay.attacks if overlay else {})
-    spec["adapters"] = [
-        arm
-        for fields in arms.values()
-        for arm in zipped(_of_method(fields, part.adapters, protocol.adapters))
-    ]
+    spec["adapters"] = _arms(arms, part.adapters, protocol.adapters)
     spec["attacks"] = [
         {"name": name, **_of_method(fields, part.attacks, protocol.attacks)}
         for name, fields in poisons.items()
     ]
     return specfile.validate(spec, MeasureSpec, origin=f"preset {sweep}, {scale}, {variant}")
+
+
+def compose_generative(
+    sweep: str, data_set: str, *, scale: Scale, data: Path | None, inputs: Path | None
+) -> InstructSpec:
+    """The spec of one sweep of generative models on one set of instructions.
+
+    Args:
+        sweep: Name of a file in `presets/reproduce/generative`.
+        data_set: Name in `instructions.yaml`.
+        scale: How large.
+        data: Folder that holds a folder for each set; None takes it from the hub.
+        inputs: Folder of the tiny model and data that `smoke` is run on (see `chat_inputs.write`).
+
+    Raises:
+        UserError: There is no such set of instructions, or the parts give no valid spec.
+    """
+    content = read_generative(sweep)
+    overlay = content.scales.get(scale)
+    where = instruction_fields(data_set, scale=scale, data=data, inputs=inputs)
+    spec: Fields = {"name": f"{sweep}-{data_set}", "title": content.title, "data": where}
+    spec = _layered(spec, (content.spec, overlay.spec if overlay else {}), inputs=inputs)
+    spec["adapters"] = _arms(merged(content.adapters, overlay.adapters if overlay else {}))
+    triggers = merged(content.triggers, overlay.triggers if overlay else {})
+    spec["triggers"] = [{"name": name, **fields} for name, fields in triggers.items()]
+    return specfile.validate(spec, InstructSpec, origin=f"preset {sweep}, {scale}")
+
+
+def _layered(spec: Fields, layers: Sequence[Fields], *, inputs: Path | None) -> Fields:
+    """The spec with the layers merged into it, later ones over earlier, and the place of inputs filled in."""
+    for layer in layers:
+        spec = merged(spec, layer)
+    spec["model"]["base"] = spec["model"]["base"].replace(INPUTS, str(inputs))
+    return spec
+
+
+def _arms(adapters: Fields, *parts: dict[str, Fields]) -> list[Fields]:
+    """The adapters of a spec, each with what the parts fix for its method."""
+    return [arm for fields in adapters.values() for arm in zipped(_of_method(fields, *parts))]
 
 
 def task_fields(task: str, *, scale: Scale, data: Path | None, inputs: Path | None) -> Fields:
@@ -80,6 +124,27 @@ def task_fields(task: str, *, scale: Scale, data: Path | None, inputs: Path | No
             "test_split": known.test,
             "labels": known.labels,
         }
+    folder = _folder_of(known, data)
+    return {"source": str(folder), "test_split": known.folder_test, "labels": known.labels}
+
+
+def instruction_fields(data_set: str, *, scale: Scale, data: Path | None, inputs: Path | None) -> Fields:
+    """The `data` section of a set of instructions.
+
+    Raises:
+        UserError: There is no such set, or its folder is missing.
+    """
+    if data_set not in instructions():
+        raise unknown("set of instructions", data_set, instructions())
+    known = instructions()[data_set]
+    if scale == "smoke":
+        return {"source": f"{inputs}/{data_set}", "test_split": "validation"}
+    if data is None:
+        return {"source": known.hub}
+    return {"source": str(_folder_of(known, data)), "test_split": known.folder_test}
+
+
+def _folder_of(known: Task | Instructions, data: Path) -> Path:
     folder = data / known.folder
     if not folder.is_dir():
         raise UserError(
@@ -87,7 +152,7 @@ def task_fields(task: str, *, scale: Scale, data: Path | None, inputs: Path | No
             where=str(data),
             cure="Name a folder that holds one for each task, or leave --data out to use the hub.",
         )
-    return {"source": str(folder), "test_split": known.folder_test, "labels": known.labels}
+    return folder
 
 
 def merged(base: Fields, over: Fields) -> Fields:
@@ -154,6 +219,24 @@ def read(name: str) -> Preset:
 def read_sweep(name: str) -> Sweep:
     """A sweep by name."""
     return _parsed(f"reproduce/sweeps/{name}", Sweep)
+
+
+def read_generative(name: str) -> GenerativeSweep:
+    """A sweep of generative models by name."""
+    return _parsed(f"reproduce/generative/{name}", GenerativeSweep)
+
+
+def data_titles(preset: Preset) -> dict[str, str]:
+    """Titles of the data that a preset can be measured on, by name."""
+    if preset.generative:
+        return {name: known.title for name, known in instructions().items()}
+    return {name: known.title for name, known in tasks().items()}
+
+
+@functools.cache
+def instructions() -> dict[str, Instructions]:
+    """Every set of instructions."""
+    return _table("instructions", Instructions)
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
@@ -27,6 +27,16 @@ class Preset(Strict):
     findings: list[str] = Field([], description="hypotheses that its records speak to")
     differences: list[str] = Field([], description="how it differs from what the paper did")
 
+    @property
+    def generative(self) -> bool:
+        """Its sweeps are of generative models: what a preset shows decides what it measures."""
+        return self.view.kind == "answers"
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """Protocols that it can be measured by. The paper's for generative models is not public."""
+        return ("clean",) if self.generative else get_args(Variant)
+
 
 class Part(Strict):
     """What a scale or a variant fixes in every sweep.
@@ -41,11 +51,16 @@ class Part(Strict):
     attacks: dict[str, Fields] = Field(default_factory=dict)
 
 
-class Overlay(Strict):
-    """What a sweep changes at a scale: merged by name into its adapters and attacks."""
+class ArmOverlay(Strict):
+    """What a sweep of any kind changes at a scale: merged by name into its adapters."""
 
     spec: Fields = Field(default_factory=dict)
     adapters: dict[str, Fields | None] = Field(default_factory=dict)
+
+
+class Overlay(ArmOverlay):
+    """What a sweep of classifiers changes at a scale."""
+
     attacks: dict[str, Fields | None] = Field(default_factory=dict)
 
 
@@ -54,6 +69,28 @@ class Sweep(Overlay):
 
     title: str
     scales: dict[Scale, Overlay] = Field(default_factory=dict)
+
+
+class TriggerOverlay(ArmOverlay):
+    """What a sweep of generative models changes at a scale."""
+
+    triggers: dict[str, Fields | None] = Field(default_factory=dict)
+
+
+class GenerativeSweep(TriggerOverlay):
+    """Adapters and triggers by name. All of its triggers are drawn: a clean run is tested on each."""
+
+    title: str
+    scales: dict[Scale, TriggerOverlay] = Field(default_factory=dict)
+
+
+class Instructions(Strict):
+    """Instruction data, on the hub and as a local folder."""
+
+    title: str
+    hub: str
+    folder: str
+    folder_test: str
 
 
 class Task(Strict):

@@ -6,61 +6,28 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from foretaste import hypotheses
 from foretaste.errors import UserError, unknown
 from foretaste.experiments import entropy_surface
-from foretaste.experiments.measure import Measured, Preview, Watcher, measure, preview
-from foretaste.record import Layout, Record
-from foretaste.report import reproduced, theory_surface
-from foretaste.reproduction import compose, inputs
+from foretaste.experiments.cluster import Cluster
+from foretaste.experiments.instruct import MeasuredInstruct
+from foretaste.experiments.measure import Measured, Watcher
+from foretaste.instruct.record import InstructRecord
+from foretaste.record import Record
+from foretaste.report import instruct, reproduced, theory_surface
+from foretaste.reproduction import compose
 from foretaste.reproduction.preset import Preset, Scale, Variant
-from foretaste.spec import MeasureSpec, RunSpec
+from foretaste.reproduction.step import InstructStep, MeasureStep, Step
+from foretaste.training import ranks
 
-__all__ = ["Reproduced", "Step", "draw", "draw_index", "findings", "measure_step", "reproduce", "steps"]
+__all__ = ["Reproduced", "Step", "draw", "draw_index", "findings", "refusal", "reproduce", "steps"]
 
 INPUTS = "smoke-inputs"  # a path inside `out`, so that runs do not depend on where that lies
 
 # Inputs of the layer whose entropies Figure 3 draws: the paper's, and the least that the surface takes.
 SURFACE_INPUTS: dict[Scale, int] = {"smoke": 256, "laptop": 1024, "paper": 1024}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One sweep on one task under one protocol, and the part of it that a preset draws.
-
-    Attributes:
-        attacks: Names of the attacks that are drawn; clean runs always are.
-        folder: Of the sweep; presets that draw the same sweep share it, so nothing is trained twice.
-        base_dir: Folder that relative paths in the spec start from.
-    """
-
-    sweep: str
-    task: str
-    variant: Variant
-    spec: MeasureSpec
-    attacks: tuple[str, ...]
-    folder: Path
-    base_dir: Path
-
-    @property
-    def label(self) -> str:
-        """One line for progress displays."""
-        return f"{self.spec.title} ({self.variant})"
-
-    def wants(self, run: RunSpec) -> bool:
-        """Whether the preset draws a run."""
-        return run.attack is None or run.attack.name in self.attacks
-
-    def source(self) -> reproduced.Source:
-        """The same for the report."""
-        return reproduced.Source(
-            folder=self.folder,
-            task=compose.tasks()[self.task].title,
-            variant=self.variant,
-            sweep=compose.read_sweep(self.sweep).title,
-            attacks=self.attacks,
-        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +44,7 @@ class Reproduced:
     name: str
     page: Path
     steps: list[Step]
-    measured: list[Measured]
+    measured: list[Measured | MeasuredInstruct]
     findings: list[hypotheses.Finding]
 
 
@@ -103,64 +70,67 @@ def steps(
         tasks: Names of tasks in place of the preset's.
 
     Raises:
-        UserError: There is no such preset or task, or no folder for a task.
+        UserError: There is no such preset or task, no folder for a task, or `refusal` has a reason.
     """
     preset = compose.read(name)
-    unknown_tasks = [task for task in tasks or () if task not in compose.tasks()]
-    if unknown_tasks:
-        raise unknown("task", unknown_tasks[0], compose.tasks(), where="--task")
     if len(set(variants)) < len(variants) or not variants:
         raise UserError(
             f"variants are {list(variants)}: expected one or two different ones", where="--variant"
         )
-    return [
-        Step(
-            sweep=sweep,
-            task=task,
-            variant=variant,
-            spec=compose.compose(sweep, task, scale=scale, variant=variant, data=data, inputs=Path(INPUTS)),
-            attacks=tuple(attacks),
-            folder=out / f"{scale}-{variant}" / f"{sweep}-{task}",
-            base_dir=out if scale == "smoke" else base_dir,
+    refused = refusal(name, variants=variants, tasks=tasks)
+    if refused is not None:
+        raise refused
+    found: list[Step] = []
+    for variant in (one for one in variants if one in preset.variants):
+        for task in tasks or preset.tasks.get(scale, []):
+            for sweep, attacks in preset.sweeps.items():
+                place: dict[str, Any] = {
+                    "sweep": sweep,
+                    "task": task,
+                    "variant": variant,
+                    "attacks": tuple(attacks),
+                    "folder": out / f"{scale}-{variant}" / f"{sweep}-{task}",
+                    "base_dir": out if scale == "smoke" else base_dir,
+                }
+                where: dict[str, Any] = {"scale": scale, "data": data, "inputs": Path(INPUTS)}
+                if preset.generative:
+                    found.append(InstructStep(**place, spec=compose.compose_generative(sweep, task, **where)))
+                else:
+                    classifiers = compose.compose(sweep, task, variant=variant, **where)
+                    found.append(MeasureStep(**place, spec=classifiers))
+    return found
+
+
+def refusal(name: str, *, variants: Sequence[Variant], tasks: Sequence[str] | None) -> UserError | None:
+    """Why a preset cannot be measured as asked; None where it can.
+
+    Args:
+        name: Of the preset.
+        variants: Protocols, of which it must have one.
+        tasks: Names of tasks, all of which must be of its kind.
+
+    Raises:
+        UserError: There is no such preset.
+    """
+    preset = compose.read(name)
+    offered = compose.data_titles(preset)
+    for task in tasks or ():
+        if preset.sweeps and task not in offered:
+            return unknown("task", task, offered, where=f"--task, for {name}")
+    if preset.sweeps and not set(variants) & set(preset.variants):
+        return UserError(
+            f"{name} has no variant '{variants[0]}': the paper's protocol for it is not public",
+            where="--variant",
+            cure=f"There is: {', '.join(preset.variants)}.",
         )
-        for variant in variants
-        for task in (tasks or preset.tasks.get(scale, []))
-        for sweep, attacks in preset.sweeps.items()
-    ]
+    return None
 
 
 def prepare(found: Sequence[Step], scale: Scale, out: Path) -> None:
-    """Write the tiny model and data that `smoke` needs; nothing at other scales."""
+    """Write the tiny models and data that `smoke` needs; nothing at other scales."""
     if scale == "smoke":
-        known = compose.tasks()
-        inputs.write(out / INPUTS, {step.task: known[step.task] for step in found})
-
-
-def preview_step(step: Step) -> Preview:
-    """What a step would do; raises as `preview` does."""
-    return preview(step.spec, step.folder, base_dir=step.base_dir, only=step.wants)
-
-
-def measure_step(
-    step: Step,
-    *,
-    extend: bool = False,
-    processes: int | None = None,
-    threads: int | None = None,
-    watcher: Watcher | None = None,
-) -> Measured:
-    """Do the runs of a step that have no result yet, and return its records; raises as `measure` does."""
-    done = measure(
-        step.spec,
-        step.folder,
-        base_dir=step.base_dir,
-        extend=extend,
-        processes=processes,
-        threads=threads,
-        watcher=watcher,
-        only=step.wants,
-    )
-    return Measured(done.folder, [record for record in done.records if step.wants(record.resolved)])
+        for step in found:
+            step.write_inputs(out / INPUTS)
 
 
 def findings(preset: Preset, found: Sequence[Step]) -> list[hypotheses.Finding]:
@@ -169,10 +139,15 @@ def findings(preset: Preset, found: Sequence[Step]) -> list[hypotheses.Finding]:
     Raises:
         UserError: A sweep's folder does not exist yet.
     """
-    records: list[Record] = []
+    return hypotheses.test(_records(found), only=preset.findings)
+
+
+def _records(found: Sequence[Step]) -> list[Record | InstructRecord]:
+    """What is measured of the steps, each run of a folder once."""
+    records: dict[tuple[Path, str], Record | InstructRecord] = {}
     for step in found:
-        records += [record for record in Layout(step.folder).read()[0] if step.wants(record.resolved)]
-    return hypotheses.test(records, only=preset.findings)
+        records |= {(step.folder, record.run_id): record for record in step.records()}
+    return list(records.values())
 
 
 def draw(
@@ -209,8 +184,23 @@ def draw(
         command=command,
         scale=scale,
     )
-    page = reproduced.write(item, [step.source() for step in found], judged, folder, images=images)
-    return page, judged
+    if preset.generative:
+        folders = [step.folder for step in found]
+        return instruct.write(folders, folder, item=item, findings=judged, images=images), judged
+    return reproduced.write(item, _sources(found), judged, folder, images=images), judged
+
+
+def _sources(found: Sequence[Step]) -> list[reproduced.Source]:
+    return [step.source() for step in found if isinstance(step, MeasureStep)]
+
+
+def _counts(found: Sequence[Step]) -> reproduced.Counts | None:
+    """How many runs the steps of one preset hold; None where nothing is trained."""
+    if not found:
+        return None
+    if isinstance(found[0], InstructStep):
+        return instruct.counts([step.folder for step in found])
+    return reproduced.counts(_sources(found))
 
 
 def draw_index(
@@ -230,23 +220,14 @@ def draw_index(
         OSError: A file could not be written.
     """
     every = [step for one in done for step in one.steps]
-    drawn: dict[Path, set[str]] = {}
-    for step in every:
-        drawn.setdefault(step.folder, set()).update(step.attacks)
-    records = [
-        record
-        for folder, attacks in drawn.items()
-        for record in Layout(folder).read()[0]
-        if record.resolved.attack is None or record.resolved.attack.name in attacks
-    ]
-    judged = hypotheses.test(records)
+    judged = hypotheses.test(_records(every))
     entries = [
         reproduced.Entry(
             name=one.name,
             title=compose.read(one.name).title,
             item=compose.read(one.name).item,
             page=one.page,
-            counts=reproduced.counts([step.source() for step in one.steps]) if one.steps else None,
+            counts=_counts(one.steps),
         )
         for one in done
     ]
@@ -273,6 +254,7 @@ def reproduce(
     processes: int | None = None,
     threads: int | None = None,
     watching: Callable[[Step], AbstractContextManager[Watcher | None]] | None = None,
+    cluster: Cluster | None = None,
 ) -> Reproduced:
     """Measure what is missing for a figure or table, and draw it.
 
@@ -288,24 +270,29 @@ def reproduce(
         images: Also write the figures as SVG, PNG and PDF.
         extend: Accept folders that hold a different version of a sweep, and add to them.
         processes: Worker processes; measured when None, one at `smoke`.
-        threads: Threads of each.
+        threads: Threads of each; the cores shared out when None, one at `smoke`.
         watching: Gives, for each step, a context with a watcher that hears of its progress.
+        cluster: Does the runs in place of processes of this machine.
 
     Raises:
         UserError: As `steps` and `measure` do.
     """
+    ranks.require_one("a figure or table")
     found = steps(name, scale=scale, variants=variants, out=out, base_dir=base_dir, data=data, tasks=tasks)
     prepare(found, scale, out)
-    measured = []
+    if scale == "smoke" and cluster is None:
+        # Runs of a second: starting workers takes longer, and threads of a tiny model wait for each other.
+        processes, threads = processes or 1, threads or 1
+    measured: list[Measured | MeasuredInstruct] = []
     for step in found:
         with watching(step) if watching else nullcontext() as watcher:
             measured.append(
-                measure_step(
-                    step,
+                step.measure(
                     extend=extend,
                     processes=processes,
                     threads=threads,
                     watcher=watcher,
+                    cluster=cluster,
                 )
             )
     page, judged = draw(name, found, scale=scale, out=out, command=command, images=images)

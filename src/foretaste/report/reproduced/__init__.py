@@ -6,9 +6,10 @@ from foretaste.report.reproduced.counts import Counts
 from foretaste.report.reproduced.index import Entry, write_index
 from foretaste.report.reproduced.item import Item, Source
 from foretaste.report.reproduced.page import counts, write
-from foretaste.report.reproduced.view import GridView, HeatView, SurfaceView, TableView, View
+from foretaste.report.reproduced.view import AnswersView, GridView, HeatView, SurfaceView, TableView, View
 
 __all__ = [
+    "AnswersView",
     "Counts",
     "Entry",
     "GridView",

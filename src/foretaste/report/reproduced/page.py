@@ -110,7 +110,7 @@ def _measures(view: View) -> list[Measure]:
     if isinstance(view, GridView | HeatView):
         drawn = [measure for measures in view.measures.values() for measure in measures]
         return list(dict.fromkeys((*drawn, *_judged_by(drawn))))
-    raise ValueError("an entropy surface is drawn without runs, by `theory_surface`")
+    raise ValueError(f"'{view.kind}' is drawn elsewhere: by `theory_surface`, or by `report.instruct`")
 
 
 def _judged_by(drawn: Sequence[Measure]) -> list[Measure]:
@@ -133,7 +133,7 @@ def _render(
     results, *published, judged = shown
     context = {
         "item": item,
-        "differences": [_with_code(line) for line in item.differences],
+        "differences": [with_code(line) for line in item.differences],
         "facts": facts(item, measured, found),
         "counts": count(record for folder in folders for record in folder.records),
         "cautions": _cautions(sweeps, found),
@@ -160,7 +160,7 @@ def _html(table: Table) -> Markup:
     return tables.to_html(table)
 
 
-def _with_code(text: str) -> Markup:
+def with_code(text: str) -> Markup:
     """A text in which what stands between backticks is a name to type."""
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if place % 2 else escape(part)

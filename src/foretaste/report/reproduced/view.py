@@ -55,4 +55,10 @@ class SurfaceView(Strict):
     kind: Literal["entropy-surface"]
 
 
-View = GridView | TableView | HeatView | SurfaceView
+class AnswersView(Strict):
+    """Rates, figure and transcripts of a sweep of generative models."""
+
+    kind: Literal["answers"]
+
+
+View = GridView | TableView | HeatView | SurfaceView | AnswersView

@@ -1,0 +1,242 @@
+"""One run of few-shot learning, from its spec to its record: prepare, score zero-shot, do the arm, write."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from foretaste.fewshot import prepare, solve, tune
+from foretaste.fewshot.prepare import Prepared
+from foretaste.fewshot.record import (
+    ArmResult,
+    FewShotLayout,
+    FewShotRecord,
+    FewShotTimings,
+    GridPoint,
+    Rows,
+    Score,
+)
+from foretaste.fewshot.scores import logits_of, score
+from foretaste.fewshot.spec import FewShotRun, FineTune, KernelArm, ZeroShot
+from foretaste.models.prompt_encode import EncodedPrompts
+from foretaste.record import Machine, Status, write_atomic
+from foretaste.spec import digest
+from foretaste.training import trainer
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is done, and what its record says of the surroundings.
+
+    Attributes:
+        folder: Of the sweep.
+        base_dir: Folder that relative paths in the spec start from.
+        sweep: Name of the spec.
+        request: The spec as the user gave it.
+        memory: Budget of kernels in bytes.
+        versions: Of the packages that decide the numbers.
+        commit: Of foretaste's own source, when run from one.
+        dirty: Whether that source was changed.
+        machine: Where and with what it runs.
+    """
+
+    folder: Path
+    base_dir: Path
+    sweep: str
+    request: dict[str, Any]
+    memory: int
+    versions: dict[str, str]
+    commit: str | None
+    dirty: bool | None
+    machine: Machine
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    timings: FewShotTimings
+    rows: Rows
+    zero_shot_dev: Score
+    zero_shot_test: Score
+    result: ArmResult
+    notes: list[str]
+
+
+def execute(
+    run: FewShotRun, place: Place, *, attempts: int = 1, on_step: trainer.OnStep | None = None
+) -> FewShotRecord:
+    """Do one run and write its record.
+
+    A run that diverges at every point of its grid or fails leaves a record that says so; only errors of the
+    machine (a full disk, no memory) and Ctrl-C go on to the caller.
+
+    Args:
+        run: What to do.
+        place: Where, and with what.
+        attempts: How often the run was started, this time included.
+        on_step: Called with (steps done, steps in all).
+
+    Raises:
+        OSError: A result could not be written.
+    """
+    started = datetime.now(UTC)
+    status: Status = "completed"
+    reason: str | None = None
+    outcome: _Outcome | None = None
+    grid: list[GridPoint] = []
+    try:
+        outcome = _do(run, place, on_step)
+    except tune.AllDiverged as error:
+        status, reason, grid = "diverged", str(error), error.grid
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever failed belongs into the record of this run
+        status, reason = "error", f"{type(error).__name__}: {' '.join(str(error).split())}"
+    record = failed_or_done(run, place, status, reason, started, attempts, outcome, grid)
+    write_record(record, place.folder)
+    if status in ("completed", "diverged"):
+        shutil.rmtree(FewShotLayout(place.folder).workplace(run.id), ignore_errors=True)
+    return record
+
+
+def write_record(record: FewShotRecord, folder: Path) -> None:
+    """Put a record where it belongs, atomically.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    write_atomic(FewShotLayout(folder).record(record.run_id), record.model_dump_json(indent=1))
+
+
+def failed_or_done(
+    run: FewShotRun,
+    place: Place,
+    status: Status,
+    reason: str | None,
+    started: datetime,
+    attempts: int,
+    outcome: _Outcome | None = None,
+    grid: Sequence[GridPoint] = (),
+) -> FewShotRecord:
+    """The record of a run, with an outcome when it has one, or with the grid that diverged."""
+    parts: dict[str, Any] = {"grid": list(grid)}
+    if outcome is not None:
+        parts = vars(outcome.result) | {
+            "timings": outcome.timings,
+            "peak_memory": _peak_memory(),
+            "rows": outcome.rows,
+            "zero_shot_dev": outcome.zero_shot_dev,
+            "zero_shot_test": outcome.zero_shot_test,
+            "notes": [*outcome.notes, *outcome.result.notes],
+        }
+    return FewShotRecord(
+        run_id=run.id,
+        sweep=place.sweep,
+        request=place.request,
+        resolved=run,
+        status=status,
+        reason=reason,
+        started=started.isoformat(timespec="seconds"),
+        versions=place.versions,
+        commit=place.commit,
+        dirty=place.dirty,
+        machine=place.machine,
+        attempts=attempts,
+        prompt_hash=run.task.prompt.fingerprint,
+        model_kind=run.model.kind,
+        **parts,
+    )
+
+
+def _peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _do(run: FewShotRun, place: Place, on_step: trainer.OnStep | None) -> _Outcome:
+    clock = time.perf_counter
+    began = clock()
+    prepared = prepare.prepare(run, place.base_dir)
+    layout = FewShotLayout(place.folder)
+    dev, test, predictions = _zero_shot(prepared, layout)
+    loaded_at = clock()
+    arm = run.arm
+    if isinstance(arm, FineTune):
+        workplace = layout.workplace(run.id)
+        result = tune.tune(prepared, memory=place.memory, folder=workplace, on_step=on_step)
+    elif isinstance(arm, KernelArm):
+        result = solve.solve(prepared, memory=place.memory, folder=layout.kernels, on_step=on_step)
+    else:
+        assert isinstance(arm, ZeroShot)
+        result = ArmResult(dev=dev, test=test, predictions=predictions)
+    ended = clock()
+    return _Outcome(
+        timings=FewShotTimings(load=loaded_at - began, arm=ended - loaded_at, total=ended - began),
+        rows=prepared.rows,
+        zero_shot_dev=dev,
+        zero_shot_test=test,
+        result=result,
+        notes=prepared.notes,
+    )
+
+
+# --- zero-shot -----------------------------------------------------------------------------------
+
+
+def _zero_shot(prepared: Prepared, layout: FewShotLayout) -> tuple[Score, Score, list[int]]:
+    """Scores of the untrained model on validation and test rows, and its classes of the test rows.
+
+    Under a prompt they are the same for every arm, k and split, so that they are kept for the other runs.
+    With standard output the untrained model is the probe, which is fitted to the rows of this run.
+    """
+    missing = [rows for rows in (prepared.dev, prepared.test) if _kept(prepared, rows, layout) is None]
+    if missing:
+        model = prepared.model()
+        for rows in missing:
+            found = logits_of(model, rows, prepared.pad_token_id).argmax(1)
+            write_atomic(_file(prepared, rows, layout), json.dumps([int(label) for label in found]))
+    scores: list[Score] = []
+    predictions: list[int] = []
+    for rows in (prepared.dev, prepared.test):
+        kept = _kept(prepared, rows, layout)
+        assert kept is not None
+        predictions = kept
+        scores.append(score(prepared.run.task.metric, rows.labels, kept))
+    return scores[0], scores[1], predictions
+
+
+def _file(prepared: Prepared, rows: EncodedPrompts, layout: FewShotLayout) -> Path:
+    """Named by all that decides the predictions: weights, tokens and label words, or a probe's rows."""
+    run = prepared.run
+    fit = [] if prepared.output == "prompt" else [prepared.train.input_ids, prepared.train.labels]
+    key = digest(
+        [
+            run.model.model_dump(mode="json"),
+            run.task.prompt.words,
+            run.task.prompt.fingerprint,
+            prepared.output,
+            rows.input_ids,
+            rows.answer_positions,
+            fit,
+        ]
+    )
+    return layout.zero_shot / f"{key[:16]}.json"
+
+
+def _kept(prepared: Prepared, rows: EncodedPrompts, layout: FewShotLayout) -> list[int] | None:
+    """What an earlier run has found; None where there is nothing, or a damaged file."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(_file(prepared, rows, layout).read_bytes())
+        classes = range(len(prepared.classes))
+        if isinstance(found, list) and len(found) == len(rows) and all(label in classes for label in found):
+            return [int(label) for label in found]
+    return None

@@ -1,0 +1,8 @@
+"""The page of a sweep of a generative model. Reads records and transcripts only."""
+
+from __future__ import annotations
+
+from foretaste.report.instruct.load import holds_instruct
+from foretaste.report.instruct.page import counts, write
+
+__all__ = ["counts", "holds_instruct", "write"]
