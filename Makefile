@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test check slow smoke bench format clean
+.PHONY: quickstart test check slow smoke bench docs format clean
 
 quickstart: .venv/run  ## predict, poison, fine-tune and test on real movie reviews; ends with one HTML page
 	$(BIN)/foretaste audit quickstart -o runs/quickstart
@@ -25,12 +25,15 @@ smoke: .venv/run  ## every figure and table of the TTR paper, on a tiny random m
 bench: .venv/dev  ## speed, as ratios measured in one run
 	$(BIN)/python -m benchmarks
 
+docs: .venv/docs  ## the documentation site, in site/; ends with an error at a dead link or a page that needs a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 format: .venv/dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean:
-	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # torch first and by itself: its pin decides the build that everything else is installed against.
 .venv/run: pyproject.toml constraints.txt
@@ -41,4 +44,8 @@ clean:
 
 .venv/dev: .venv/run
 	$(INSTALL) -e '.[dev]'
+	touch $@
+
+.venv/docs: .venv/run
+	$(INSTALL) -e '.[docs]'
 	touch $@

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from foretaste.models import adapters
+from foretaste.experiments import plan
+from foretaste.instruct.spec import InstructSpec, TriggerSpec
 from foretaste.reproduction import compose
 from foretaste.reproduction.preset import Preset, Scale
 from foretaste.spec import AttackSpec, MeasureSpec, TrainingSpec
+
+Spec = MeasureSpec | InstructSpec
 
 SCALES: tuple[Scale, ...] = get_args(Scale)
 MOST_ARMS = 9
@@ -30,12 +33,12 @@ to the original's way: [protocol.md](protocol.md).
 """
 
 
-def seeds_of(spec: MeasureSpec) -> str:
+def seeds_of(spec: Spec) -> str:
     """The seeds as a list."""
     return ", ".join(str(seeds.data) for seeds in spec.seed_tuples())
 
 
-def rows_of(spec: MeasureSpec) -> str:
+def rows_of(spec: Spec) -> str:
     """Training and test rows."""
     train = f"{spec.data.train_rows:,}" if spec.data.train_rows else "all"
     test = f"{spec.data.test_rows:,}" if spec.data.test_rows else "all"
@@ -47,13 +50,9 @@ def length_of(training: TrainingSpec) -> str:
     return f"{training.steps:,} steps" if training.steps else f"{training.epochs or 3:g} epochs"
 
 
-def arms_of(spec: MeasureSpec) -> list[str]:
+def arms_of(spec: Spec) -> list[str]:
     """Names of the arms, as they stand in tables."""
-    return [
-        adapters.resolve(single, chosen, where="adapters").name
-        for index, adapter in enumerate(spec.adapters)
-        for single, chosen in adapters.expand(adapter, index)
-    ]
+    return [arm.adapter.name for arm in plan.arms(spec)]
 
 
 def arms_text(names: list[str]) -> str:
@@ -63,21 +62,31 @@ def arms_text(names: list[str]) -> str:
     return listed if len(names) <= MOST_ARMS else f"{listed} ({len(names)} arms)"
 
 
-def amounts_of(attack: AttackSpec) -> str:
-    """An attack with its amounts."""
-    amounts = ", ".join(f"{rate * 100:g}" for rate in attack.rates)
-    return f"{attack.name} {amounts} %"
+def poisons_of(spec: Spec, drawn: list[str]) -> list[AttackSpec | TriggerSpec]:
+    """Attacks or triggers of a sweep that a preset draws."""
+    poisons = spec.triggers if isinstance(spec, InstructSpec) else spec.attacks
+    return [poison for poison in poisons if poison.name in drawn]
 
 
-def spec_of(sweep: str, task: str, scale: Scale) -> MeasureSpec:
+def amounts_of(poison: AttackSpec | TriggerSpec) -> str:
+    """An attack or trigger with its amounts."""
+    amounts = ", ".join(f"{rate * 100:g}" for rate in poison.rates)
+    return f"{poison.name} {amounts} %"
+
+
+def spec_of(preset: Preset, sweep: str, task: str, scale: Scale) -> Spec:
     """A sweep as the clean variant runs it; data from the hub."""
-    return compose.compose(sweep, task, scale=scale, variant="clean", data=None, inputs=Path("inputs"))
+    inputs = Path("inputs")
+    if preset.generative:
+        return compose.compose_generative(sweep, task, scale=scale, data=None, inputs=inputs)
+    return compose.compose(sweep, task, scale=scale, variant="clean", data=None, inputs=inputs)
 
 
-def runs_of(spec: MeasureSpec, drawn: list[str]) -> int:
-    """Runs of a sweep on one task that a preset draws, the clean ones with them."""
-    amounts = sum(len(attack.rates) for attack in spec.attacks if attack.name in drawn)
-    return (1 + amounts) * len(arms_of(spec)) * len(spec.seed_tuples())
+def runs_of(spec: Spec, drawn: list[str]) -> int:
+    """Runs of a sweep on one task that a preset draws, the clean ones and the untrained model with them."""
+    amounts = sum(len(poison.rates) for poison in poisons_of(spec, drawn))
+    trained = (1 + amounts) * len(arms_of(spec)) * len(spec.seed_tuples())
+    return trained + isinstance(spec, InstructSpec)
 
 
 def sweeps_table(preset: Preset) -> list[str]:
@@ -89,11 +98,11 @@ def sweeps_table(preset: Preset) -> list[str]:
     for scale in SCALES:
         tasks = preset.tasks.get(scale, [])
         for sweep, drawn in preset.sweeps.items():
-            spec = spec_of(sweep, tasks[0], scale)
+            spec = spec_of(preset, sweep, tasks[0], scale)
             base = "a tiny random model" if scale == "smoke" else spec.model.base
-            poison = "; ".join(amounts_of(attack) for attack in spec.attacks if attack.name in drawn)
+            poison = "; ".join(map(amounts_of, poisons_of(spec, drawn)))
             setting = f"{base}, {rows_of(spec)}, {length_of(spec.training)}"
-            titles = ", ".join(compose.tasks()[task].title for task in tasks)
+            titles = ", ".join(compose.data_titles(preset)[task] for task in tasks)
             runs = runs_of(spec, drawn) * len(tasks)
             cells = [scale, titles, f"`{sweep}`", arms_text(arms_of(spec)), poison or "none", setting]
             lines.append(f"| {' | '.join([*cells, seeds_of(spec), str(runs)])} |")
