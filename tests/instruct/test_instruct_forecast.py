@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from foretaste.errors import UserError
 from foretaste.experiments import instruct as measuring
+from foretaste.experiments import instruct_captures, instruct_scores
 from foretaste.experiments import instruct_forecast as experiment
 from foretaste.experiments.instruct_plan import plan
 from foretaste.experiments.instruct_rows import _chosen, gather, key
@@ -72,11 +73,11 @@ class Parts:
         }
         sets = prepare.askings(drawn.test, scenario, planned.runs[0].triggers, self.renderer)
         self.subject = gather(self.trained, sets, self.renderer, train_rows, 4)
-        self.loras = {run.arm: experiment._lora_of(self.model, run) for run in self.runs}
+        self.loras = {run.arm: instruct_captures.lora_of(self.model, run) for run in self.runs}
         self.pad = self.renderer.tokenizer.pad_token_id
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(experiment, "_entries", lambda *_: entries)
-            self.taken = experiment.Taken(
+            patch.setattr(instruct_captures, "_entries", lambda *_: entries)
+            self.taken = instruct_captures.Taken(
                 self.model, self.subject, self.loras, self.pad, 2**30, self.runs[0], lambda *_: None
             )
         self.device = torch.device("cpu")
@@ -395,7 +396,7 @@ def test_ranks_are_those_of_what_was_measured(make: Any, tmp_path: Path) -> None
             for record in measured.records
             if record.training
         ]
-        scores = experiment.scored(found, runs, records).scores
+        scores = instruct_scores.scored(found, runs, records).scores
         all_of_them = next(s for s in scores if s.predictor == "change of the margin" and s.n == len(order))
         assert all_of_them.spearman == pytest.approx(sign)
         assert all_of_them.kendall == pytest.approx(sign)
