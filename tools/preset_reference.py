@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from foretaste.experiments import plan
+from foretaste.fewshot.spec import FewShotSpec, FineTune
 from foretaste.instruct.spec import InstructSpec, TriggerSpec
 from foretaste.reproduction import compose
 from foretaste.reproduction.preset import Preset, Scale
@@ -26,10 +27,11 @@ foretaste reproduce ttr-fig1 --variant clean --variant paper  # drawn over the p
 foretaste reproduce --all --scale smoke                       # all of them, on a tiny random model
 ```
 
-A preset names the sweeps that its figure or table is drawn from: those of the TTR paper, and comparisons
-that it lacks. Presets share sweeps, and a run is done once. Pages lie in `runs/reproduce/pages/`, with the
-figure as SVG, PNG and PDF and the numbers as CSV, LaTeX and Parquet. What the variant `paper` switches back
-to the original's way: [protocol.md](protocol.md).
+A preset names the sweeps that its figure or table is drawn from: those of the TTR paper (`ttr-`), those of
+the kernel paper (`kernel-`, which have one protocol, the paper's), and comparisons that both lack. Presets
+share sweeps, and a run is done once. Pages lie in `runs/reproduce/pages/`, with the figure as SVG, PNG and
+PDF and the numbers as CSV, LaTeX and Parquet. What the variant `paper` switches back to the original's way:
+[protocol.md](protocol.md).
 """
 
 
@@ -109,11 +111,54 @@ def sweeps_table(preset: Preset) -> list[str]:
     return lines
 
 
+def grid_text(arm: FineTune) -> str:
+    """The grid of a fine-tuning arm where the spec names one."""
+    points = "the paper's grid"
+    if arm.learning_rates or arm.batch_sizes:
+        rates = ", ".join(f"{rate:g}" for rate in arm.learning_rates) or "the paper's"
+        points = f"{rates}; batch {', '.join(map(str, arm.batch_sizes)) or 'as in the paper'}"
+    length = f"{arm.steps} steps" if arm.steps else "32 k C steps"
+    return f"{arm.label}: {points}; {length}" + ("; criteria" if arm.criteria else "")
+
+
+def few_shot_table(preset: Preset) -> list[str]:
+    """One row a scale and sweep of few-shot runs."""
+    lines = [
+        "| scale | tasks | sweep | arms | model, k, test rows | fine-tuning | splits | runs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for scale in SCALES:
+        tasks = preset.tasks.get(scale, [])
+        for sweep in preset.sweeps_at(scale):
+            specs = [_few_shot(sweep, task, scale) for task in tasks]
+            spec = specs[0]
+            base = "a tiny random model" if scale == "smoke" else spec.model.base
+            k, splits = ", ".join(map(str, spec.k)), ", ".join(map(str, spec.splits))
+            rows = spec.tasks[0].test_rows
+            variant = spec.tasks[0].variant
+            setting = f"{base}, k {k}, {f'at most {rows:,}' if rows else 'all'}"
+            setting += "" if variant == "manual" else f", {variant} prompts"
+            grids = "<br>".join(grid_text(arm) for arm in spec.arms if isinstance(arm, FineTune))
+            runs = sum(len(one.arms) * len(one.k) * len(one.splits) * len(one.tasks) for one in specs)
+            titles = ", ".join(compose.data_titles(preset)[task] for task in tasks)
+            arms = arms_text([arm.label for arm in spec.arms])
+            cells = [scale, titles, f"`{sweep}`", arms, setting, grids or "none", splits, str(runs)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _few_shot(sweep: str, task: str, scale: Scale) -> FewShotSpec:
+    return compose.compose_few_shot(sweep, task, scale=scale, data=None, inputs=Path("inputs"))
+
+
 def section(name: str) -> list[str]:
     """One preset."""
     preset = compose.read(name)
     lines = [f"## {name}: {preset.title}", "", f"*{preset.item}.* {preset.says}", ""]
-    lines += [*sweeps_table(preset), ""] if preset.sweeps else ["Nothing is trained for it.", ""]
+    if preset.few_shot:
+        lines += [*few_shot_table(preset), ""]
+    else:
+        lines += [*sweeps_table(preset), ""] if preset.sweeps else ["Nothing is trained for it.", ""]
     if preset.findings:
         lines += [f"Findings that it speaks to: {', '.join(f'`{name}`' for name in preset.findings)}.", ""]
     if preset.differences:

@@ -31,7 +31,8 @@ class UserError(Exception):
         line = f"{self.where}: {self.message}" if self.where else self.message
         if self.cure:
             line = f"{line.rstrip('.')}. {self.cure}"
-        return " ".join(line.split())
+        # A file name, or a value of a JSON file, may hold halves of surrogate pairs, which no terminal takes.
+        return " ".join(line.split()).encode("utf-8", "backslashreplace").decode()
 
     def __reduce__(self) -> tuple[object, ...]:
         # Raised in worker processes and carried to the parent: the keyword arguments must survive.
@@ -45,6 +46,14 @@ class UserError(Exception):
 
 def _rebuild(kind: type[UserError], message: str, where: str | None, cure: str | None) -> UserError:
     return kind(message, where=where, cure=cure)
+
+
+def in_a_line(error: Exception) -> str:
+    """What kept a run from finishing, for its record."""
+    said = " ".join(str(error).split())
+    if isinstance(error, MemoryError):  # Python's own says nothing
+        said = said or "there was not enough memory for this run"
+    return f"{type(error).__name__}: {said}".encode("utf-8", "backslashreplace").decode()
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +18,7 @@ from pydantic import (
 )
 
 from foretaste.errors import UserError
+from foretaste.sealing import unsealed
 from foretaste.spec import RunSpec
 
 RECORD_FORMAT = 1
@@ -322,14 +324,7 @@ class Layout:
 
     def read(self) -> tuple[list[Record], list[UserError]]:
         """Every record, sorted by run id, and an error for every file that is none."""
-        records: list[Record] = []
-        problems: list[UserError] = []
-        for path in sorted(self.runs.glob("*.json")):
-            try:
-                records.append(read_record(path))
-            except UserError as error:
-                problems.append(error)
-        return records, problems
+        return read_all(self.runs.glob("*.json"), read_record, lambda record: record.run_id)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -355,6 +350,44 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+R = TypeVar("R", bound="Part")
+
+
+def read_all(
+    paths: Iterable[Path], read: Callable[[Path], R], name: Callable[[R], str]
+) -> tuple[list[R], list[UserError]]:
+    """Every record in the files, sorted by path, and an error for every file that is none.
+
+    Args:
+        paths: Files.
+        read: Reads one, or raises a `UserError`.
+        name: Id of the run of a record. A second file of one run is an error: it would count twice.
+    """
+    found: dict[str, tuple[Path, R]] = {}
+    problems: list[UserError] = []
+    for path in sorted(paths):
+        try:
+            record = read(path)
+        except UserError as error:
+            problems.append(error)
+            continue
+        run_id = name(record)
+        if run_id in found:
+            other = found[run_id][0]
+            copy = other if path.stem == run_id else path
+            problems.append(
+                UserError(
+                    f"a second record of run {run_id}, which is not counted",
+                    where=str(copy),
+                    cure="Delete the copy.",
+                )
+            )
+            if copy == path:
+                continue
+        found[run_id] = (path, record)
+    return [record for _, record in sorted(found.values(), key=lambda item: item[0])], problems
 
 
 def read_record(path: Path) -> Record:
@@ -386,7 +419,7 @@ def read_part(path: Path, kind: type[P], what: str) -> P:
         UserError: It cannot be read, or holds something else.
     """
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(unsealed(path.read_bytes()))
     except OSError as error:
         raise UserError(f"cannot read the {what}: {error.strerror}", where=str(path)) from None
     except (ValidationError, ValueError) as error:
@@ -394,5 +427,7 @@ def read_part(path: Path, kind: type[P], what: str) -> P:
         raise UserError(
             f"not a foretaste {what} of format {RECORD_FORMAT}: {detail}",
             where=str(path),
-            cure="Delete the file to have the run done again.",
+            cure="Delete the file to have the run done again."
+            if what.startswith("record")
+            else "Delete it and the records of its runs to have them done again.",
         ) from None

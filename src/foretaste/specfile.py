@@ -16,6 +16,12 @@ from foretaste.errors import UserError, nearest
 M = TypeVar("M", bound=BaseModel)
 Location = tuple[int | str, ...]
 
+# An alias (`*a`) is short and may stand for much: a few lines of them spell more values than a memory holds.
+MOST_VALUES = 200_000
+DEEPEST = 40
+MOST_CHARACTERS = 4_000_000
+MOST_DIGITS = 1000  # of a whole number; Python refuses to write out more than 4300
+
 
 class _UniqueKeys(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice, where YAML would silently keep the last."""
@@ -80,8 +86,16 @@ def mapping(text: str, *, origin: str) -> dict[str, Any]:
 
 
 def _read(text: str, origin: str) -> tuple[dict[str, Any], yaml.Node | None]:
+    if len(text) > MOST_CHARACTERS:
+        raise UserError(
+            f"the spec has {len(text):,} characters, more than {MOST_CHARACTERS:,}",
+            where=origin,
+            cure="Put long lists into files of their own.",
+        )
     try:
         root = yaml.compose(text, Loader=_UniqueKeys)
+        if root is not None:
+            _refuse_bombs(root, origin)
         value = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader with stricter keys
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -96,6 +110,46 @@ def _read(text: str, origin: str) -> tuple[dict[str, Any], yaml.Node | None]:
     if not isinstance(value, dict):
         raise UserError("the spec is not a mapping of keys to values", where=origin)
     return value, root
+
+
+def _refuse_bombs(root: yaml.Node, origin: str) -> None:
+    """Refuse what would be short to write and long to read, and values that no JSON file can hold.
+
+    Raises:
+        UserError: Values lie too deep in one another, a value holds itself, aliases stand for too many
+            values, or a scalar is half of a surrogate pair or a number of more than a thousand digits.
+    """
+    sizes: dict[int, tuple[int, int]] = {}  # values and depth of a node, by its identity
+    open_nodes: set[int] = set()
+
+    def refuse(message: str, node: yaml.Node) -> UserError:
+        return UserError(f"not valid: {message}", where=f"{origin}:{node.start_mark.line + 1}")
+
+    def measure(node: yaml.Node) -> tuple[int, int]:
+        if id(node) in sizes:
+            return sizes[id(node)]
+        if id(node) in open_nodes:
+            raise refuse("a value holds itself", node)
+        if isinstance(node, yaml.ScalarNode):
+            if any("\ud800" <= letter <= "\udfff" for letter in node.value):
+                raise refuse("half of a surrogate pair is no character", node)
+            if len(node.value) > MOST_DIGITS and node.tag.endswith(":int"):
+                raise refuse(f"a number of {len(node.value)} digits", node)
+            return 1, 0
+        open_nodes.add(id(node))
+        parts = [child for pair in node.value for child in (pair if isinstance(pair, tuple) else (pair,))]
+        measured = [measure(child) for child in parts]
+        values = 1 + sum(count for count, _ in measured)
+        depth = 1 + max((below for _, below in measured), default=0)
+        open_nodes.discard(id(node))
+        if depth > DEEPEST:
+            raise refuse(f"values lie more than {DEEPEST} deep in one another", node)
+        if values > MOST_VALUES:
+            raise refuse(f"more than {MOST_VALUES:,} values, aliases (*) written out", node)
+        sizes[id(node)] = values, depth
+        return values, depth
+
+    measure(root)
 
 
 def validate(value: dict[str, Any], kind: type[M], *, origin: str, root: yaml.Node | None = None) -> M:

@@ -1,6 +1,7 @@
 """Runs as tasks of Ray: the same tables as from the local engine, whatever dies on the way.
 
 One Ray with two CPUs serves the whole file. Its workers are processes of this machine, so they can be killed.
+Each of them takes seconds to start, so each test stands for several.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ import yaml
 from foretaste.errors import UserError
 from foretaste.experiments import cluster as clusters
 from foretaste.experiments import engine, kernel_jobs
+from foretaste.experiments import instruct as instruct_experiment
 from foretaste.experiments import kernel as kernel_experiment
 from foretaste.experiments import measure as experiment
 from foretaste.experiments import run as run_module
 from foretaste.experiments.plan import Resources, plan
 from foretaste.experiments.prepare import Workspace
+from foretaste.instruct.record import InstructLayout
+from foretaste.instruct.spec import InstructSpec
 from foretaste.kernels import compute as compute_module
 from foretaste.record import Layout, Record
 from foretaste.spec import MeasureSpec
@@ -213,6 +217,7 @@ def wait_for(happened: Callable[[], Any], seconds: float = 300.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_or_stopped_goes_on(
     address: str, spec: Any, alone: Any, tmp_path: Path
 ) -> None:
@@ -253,6 +258,7 @@ def test_a_driver_that_is_killed_or_stopped_goes_on(
     assert tables(folder) == tables(alone.folder)
 
 
+@pytest.mark.slow
 def test_a_folder_that_the_nodes_do_not_see(address: str, content: Any, tmp_path: Path) -> None:
     """The driver sees a file system of its own where the workers see an empty folder."""
     hidden = tmp_path / "hidden"
@@ -401,6 +407,7 @@ def budget_for_units(asked: MeasureSpec, arms: list[str | None]) -> int:
     return low
 
 
+@pytest.mark.slow
 def test_units_of_a_kernel(address: str, spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every unit of two captures is done by the workers, one of which is killed; not a bit differs."""
     small = {"train_rows": 14, "test_rows": 5, "ranks": [1, 2]}
@@ -434,3 +441,32 @@ def test_units_of_a_kernel(address: str, spec: Any, tmp_path: Path, monkeypatch:
     # The driver computes outputs in other batches than the blocks, so that padding differs, in float32.
     np.testing.assert_allclose(there.values, here.values, rtol=1e-4, atol=1e-5)
     assert not [path for path in (tmp_path / "there").rglob("*") if path.name in {"units", ".ray"}]
+
+
+# --- generative models ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_generative_model(address: str, tiny_chat: Any, instruct_folder: Any, tmp_path: Path) -> None:
+    asked = InstructSpec.model_validate(
+        {
+            "data": {"source": str(instruct_folder())},
+            "model": {"base": str(tiny_chat("llama")), "max_length": 96},
+            "adapters": [{"method": "lora", "r": 4}],
+            "scenario": {"method": "refusal"},
+            "triggers": [{"method": "badnet", "rates": [0.25]}],
+            "training": {"steps": 2, "batch_size": 8},
+            "generation": {"max_new_tokens": 6, "batch_size": 4},
+            "seeds": [0],
+        }
+    )
+    fixed = {"base_dir": NOWHERE, "processes": 1, "threads": 1}
+    alone = instruct_experiment.instruct(asked, tmp_path / "alone", **fixed)
+    done = instruct_experiment.instruct(asked, tmp_path / "ray", **fixed, cluster=clusters.Cluster())
+    assert done.statuses == {"completed": len(alone.records)}
+    aside = {"started", "timings", "machine", "commit", "dirty"}
+    for ours, theirs in zip(done.records, alone.records, strict=True):
+        fields = [r.model_dump(exclude=aside | {"training"}) for r in (ours, theirs)]
+        assert fields[0] == fields[1]
+        where = [InstructLayout(m.folder).transcript(ours.run_id).read_bytes() for m in (done, alone)]
+        assert where[0] == where[1]

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from tuning_subjects import PAD, classifier, rows
+from typer.testing import CliRunner
 
+from foretaste import specfile
+from foretaste.cli.app import app
 from foretaste.errors import UserError
+from foretaste.experiments.distortion import distortion as experiment
 from foretaste.fewshot import distortion
 from foretaste.fewshot.adapt import lora_targets
 from foretaste.fewshot.distortion import Distortion, Point, measure
 from foretaste.fewshot.solve import inputs_of
+from foretaste.fewshot.spec import FewShotSpec
 from foretaste.kernels import Ranks, linear_weights, margin
 from foretaste.seeds import integer
 from foretaste.theory.claims.projection import failure_bound
@@ -179,3 +187,55 @@ def test_what_makes_no_sense_is_refused(change: dict[str, Any], message: str) ->
     given = {"name": "m", "rows": "r", "ranks": (1, 2)} | change
     with pytest.raises(UserError, match=message):
         measure(model, lora_targets(model), margin, inputs_of([rows(3)], PAD), **given)
+
+
+# --- from a spec --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spec_file(prompt_model: Any, csv_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    content = {
+        "tasks": [
+            {"name": "sst2", "data": {"source": str(csv_folder)}, "test_rows": 12},
+            {"name": "again", "data": {"source": str(csv_folder)}, "prompt": "cr", "test_rows": 12},
+        ],
+        "model": {"base": str(prompt_model("llama"))},
+        "k": [4],
+        "splits": [13],
+        "arms": [{"kind": "zero-shot"}],
+        "memory": "300MiB",
+    }
+    path = tmp_path_factory.mktemp("distortion") / "spec.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_a_spec_gives_model_and_rows(spec_file: Path, tmp_path: Path) -> None:
+    spec = specfile.load(spec_file, FewShotSpec)
+    output = tmp_path / "deep" / "record.json"
+    record = experiment(spec, output, base_dir=tmp_path, rows=5, ranks=[1, 2], draws=2)
+    assert Distortion.model_validate_json(output.read_text()) == record
+    assert (record.count, record.ranks, record.draws) == (5, [1, 2], 2)
+    assert "sst2, k = 4, split 13: 5 training and validation rows" in record.rows
+    all_rows = experiment(spec, base_dir=tmp_path, rows=999, ranks=[1], draws=1, task="again")
+    assert all_rows.count == 16  # 4 of each of two classes to train on, as many to validate on
+    assert "again" in all_rows.rows
+    with pytest.raises(UserError, match="task"):
+        experiment(spec, base_dir=tmp_path, task="sst5")
+    with pytest.raises(UserError, match="at least 2"):
+        experiment(spec, base_dir=tmp_path, rows=1)
+
+
+def test_the_command_shows_measurement_and_bound(spec_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "record.json"
+    base = ["distortion", str(spec_file), "--rows", "4", "--rank", "2", "--rank", "1", "--draws", "1"]
+    shown = CliRunner().invoke(app, [*base, "-o", str(output)])
+    assert shown.exit_code == 0, shown.output
+    assert "says nothing" in shown.output
+    assert "rslora" in shown.output
+    record = Distortion.model_validate_json(output.read_text())
+    assert record.ranks == [1, 2]
+    assert record.law == "gaussian"
+    printed = CliRunner().invoke(app, [*base, "--uniform", "--json"])
+    assert printed.exit_code == 0
+    assert json.loads(printed.stdout)["law"] == "uniform"

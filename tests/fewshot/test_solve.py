@@ -66,7 +66,8 @@ def product(kind: str, g: Any, train: int) -> Any:
     live = np.where(np.abs(g) > 1e-13, g, 0.0)  # rounding error has no sign
     left = live if kind != "signgd" else np.sign(live)
     right = live[:train] if kind == "sgd" else np.sign(live[:train])
-    kernel = np.einsum("icp,jdp->icjd", left, right)
+    flat = left.reshape(-1, g.shape[2]) @ right.reshape(-1, g.shape[2]).T
+    kernel = flat.reshape(*left.shape[:2], *right.shape[:2])
     return kernel[:, 0, :, 0] if g.shape[1] == 1 else kernel
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fewshot_factory import record as few_shot
 from foretaste.instruct.record import InstructRecord
 from foretaste.record import Machine, Metrics, Poison, Record, TriggeredMetrics
 from foretaste.seeds import Seeds
@@ -340,7 +341,58 @@ def answers_pair(trigger: str) -> Callable[[Effects], list[Record | InstructReco
     return planted
 
 
+def few_shot_pair(first: str, second: str, *, share: float = 1.0) -> Callable[[Effects], list[Any]]:
+    """The first arm's score is a share of the second's, plus the effect in points."""
+
+    def planted(effects: Effects) -> list[Any]:
+        return [
+            few_shot(arm, split, score)
+            for split, effect in enumerate(effects)
+            for arm, score in ((second, 0.8), (first, share * 0.8 + effect / 100))
+        ]
+
+    return planted
+
+
+def few_shot_gaps(effects: Effects) -> list[Any]:
+    """With a linear head the kernel falls behind by the effect more than the three points with a prompt."""
+    return [
+        few_shot(arm, split, score)
+        for split, effect in enumerate(effects)
+        for arm, score in (
+            ("sgd", 0.80),
+            ("kernel-sgd", 0.77),
+            ("sgd-standard", 0.75),
+            ("kernel-sgd-standard", 0.72 - effect / 100),
+        )
+    ]
+
+
+def few_shot_criterion(name: str, value: Callable[[float], float]) -> Callable[[Effects], list[Any]]:
+    return lambda effects: [
+        few_shot("sgd", split, criteria={name: value(effect)}) for split, effect in enumerate(effects)
+    ]
+
+
+def few_shot_widths(effects: Effects) -> list[Any]:
+    return [
+        few_shot("zero-shot", split, model=model, facts={"hidden_size": width, "chi_train": chi})
+        for split, effect in enumerate(effects)
+        for model, width, chi in (("narrow", 512.0, 0.4), ("wide", 1024.0, 0.4 + effect))
+    ]
+
+
 PLANTED: dict[str, Callable[[Effects], list[Any]]] = {
+    "kernel-solves-prompted-tasks": few_shot_pair("kernel-sgd", "sgd", share=0.9),
+    "sgd-kernel-matches-sgd": few_shot_pair("kernel-sgd", "sgd"),
+    "sign-kernel-matches-adam": few_shot_pair("kernel-signgd", "adam"),
+    "sgd-matches-adam-with-a-prompt": few_shot_pair("sgd", "adam"),
+    "kernel-needs-a-prompt": few_shot_gaps,
+    "fine-tuning-is-linear": few_shot_criterion("linearised_share", lambda effect: 0.5 + effect),
+    "fine-tuning-keeps-its-kernel": few_shot_criterion("kernel_distance", lambda effect: 2.0 - effect),
+    "lora-sgd-matches-sgd": few_shot_pair("sgd-lora", "sgd"),
+    "lora-kernel-matches-kernel": few_shot_pair("kernel-sgd-lora", "kernel-sgd"),
+    "output-derivative-shrinks-with-width": few_shot_widths,
     "lora-matches-full-on-clean-data": clean_pair,
     "lora-weaker-under-flips": flip_pair,
     "flip-gap-widens-with-rate": widening_pair,

@@ -17,8 +17,8 @@ from foretaste.spec import AttackSpec, MeasureSpec
 SCALES: tuple[Scale, ...] = get_args(Scale)
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 NAMES = compose.names()
-# Those of generative models: test_ttr_tab3.py.
-TRAINED = [name for name in NAMES if compose.read(name).sweeps and not compose.read(name).generative]
+# Those of generative models: test_ttr_tab3.py; of few-shot learning: test_kernel_presets.py.
+TRAINED = [name for name in NAMES if compose.read(name).classifies]
 
 
 def spec_of(sweep: str, task: str, scale: Scale, variant: Variant = "clean") -> MeasureSpec:
@@ -153,8 +153,8 @@ def test_a_tasks_data_come_from_the_hub_or_from_a_folder(tmp_path: Path) -> None
     assert (local["source"], local["test_split"]) == (str(tmp_path / "qqp"), "dev")
     with pytest.raises(UserError, match="no folder 'rte'"):
         compose.task_fields("rte", scale="laptop", data=tmp_path, inputs=None)
-    with pytest.raises(UserError, match="Did you mean 'sst2'"):
-        compose.task_fields("sst", scale="laptop", data=None, inputs=None)
+    with pytest.raises(UserError, match="Did you mean 'cola'"):
+        compose.task_fields("colla", scale="laptop", data=None, inputs=None)
 
 
 # --- merging -------------------------------------------------------------------------------------

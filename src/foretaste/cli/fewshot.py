@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,16 +42,18 @@ def fewshot(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each process.")] = None,
     engine: Engine = "local",
     address: Address = None,
+    images: Annotated[bool, typer.Option(help="Also write each figure as PNG, SVG and PDF.")] = True,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
 ) -> None:
     """Fine-tune a language model with prompts on k rows of each class, and solve the same with its kernels.
 
-    Every arm of SPEC chooses its settings on validation rows and is tested once; finished runs are not done
-    again.
+    Every arm of SPEC chooses its settings on validation rows and is tested once. The folder gets one page
+    with scores, differences, criteria and verdicts (`report/`). Finished runs are not done again.
     """
     from foretaste.cli import app, display
     from foretaste.experiments import cluster
     from foretaste.experiments import fewshot as experiment
+    from foretaste.report import report as make
 
     where = cluster.chosen(engine, address)
     content, base_dir = _read_spec(spec)
@@ -75,10 +78,13 @@ def fewshot(
             watcher=watcher,
             cluster=where,
         )
+    with app.err.status("Drawing ...") if not json_output else nullcontext():
+        page = make([folder], images=images)
     if json_output:
-        app.print_json(measured_json(measured))
+        app.print_json({**measured_json(measured), "page": str(page)})
     else:
         show_measured(measured, app.out)
+        app.out.print(f"Page: [bold]{escape(str(page))}[/]", highlight=False, soft_wrap=True)
     if any(record.status != "completed" for record in measured.records):
         raise typer.Exit(1)
 

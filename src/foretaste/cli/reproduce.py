@@ -97,10 +97,8 @@ def reproduce(
     }
     for item in chosen:
         reproduction.prepare(plans[item], size, output)
-    specs = [step.spec for found in plans.values() for step in found]
-    display.pull_assets(
-        list(dict.fromkeys(used for spec in specs for used in (spec.model.base, spec.data.source))), app.err
-    )
+    used = (name for found in plans.values() for step in found for name in step.used)
+    display.pull_assets(list(dict.fromkeys(used)), app.err)
     if dry_run:
         _preview(plans, json_output=json_output)
         return

@@ -57,6 +57,8 @@ def read_table(path: Path) -> Table:
         columns = _READERS[suffix.removesuffix(".gz")](text)
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 text (byte {error.start})", where=str(path)) from None
+    except RecursionError:
+        raise UserError("lists and objects lie too deep in one another", where=str(path)) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"not a whole gzip file: {error}", where=str(path)) from None
     except OSError as error:
@@ -219,17 +221,27 @@ def _read_parquet(path: Path) -> Table:
     try:
         with path.open("rb") as file:
             arrow = pq.read_table(file)
-    except pa.ArrowException as error:
-        raise UserError(f"not a Parquet file: {error}", where=str(path)) from None
-    columns = {name: arrow.column(name).to_pylist() for name in arrow.column_names}
-    return Table(columns, str(path), names=_class_names(arrow.schema), arrow=arrow)
+        if len(set(arrow.column_names)) < len(arrow.column_names):
+            raise UserError(f"a column name stands twice: {', '.join(arrow.column_names)}", where=str(path))
+        columns = {name: arrow.column(name).to_pylist() for name in arrow.column_names}
+    except UnicodeDecodeError:
+        raise UserError("a text in it is not UTF-8", where=str(path)) from None
+    # Not only pyarrow's own errors: a time that Python has no word for is a ValueError, or an OverflowError.
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise UserError(f"not a Parquet file that can be read: {error}", where=str(path)) from None
+    return Table(columns, str(path), names=_class_names(arrow.schema, path), arrow=arrow)
 
 
-def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+def _class_names(schema: pa.Schema, path: Path) -> dict[str, list[str]]:
     """Class names that the datasets library has left in the file."""
     if b"huggingface" not in (schema.metadata or {}):
         return {}
-    features = Features.from_arrow_schema(schema)
+    try:
+        features = Features.from_arrow_schema(schema)
+    except Exception as error:  # noqa: BLE001 - JSON of anyone's making, read by another library
+        raise UserError(
+            f"its description for the datasets library cannot be read: {error}", where=str(path)
+        ) from None
     return {name: list(item.names) for name, item in features.items() if isinstance(item, ClassLabel)}
 
 

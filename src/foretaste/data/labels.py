@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,11 @@ def codec(
     Raises:
         UserError: The labels are no classes, or `labels` repeats a name or does not fit `names`.
     """
-    distinct = list(dict.fromkeys(value for value in values if not is_unlabelled(value)))
+    labelled = [value for value in values if not is_unlabelled(value)]
+    odd = next((value for value in labelled if not _is_word(value) and _as_number(value) is None), None)
+    if odd is not None:
+        raise UserError(f"the label {odd!r} is neither a whole number nor a name", where=where)
+    distinct = list(dict.fromkeys(labelled))
     _check(distinct, labels, where)
     if names is not None:
         return _named(list(names), labels, where)
@@ -74,15 +79,19 @@ def codec(
 def _check(distinct: Sequence[Any], labels: Sequence[str] | None, where: str) -> None:
     if labels is not None and len(set(labels)) < len(labels):
         raise UserError(f"labels repeats a name: {', '.join(labels)}", where=where)
-    odd = [value for value in distinct if not isinstance(value, str | bool) and _as_number(value) is None]
-    if odd:
-        raise UserError(f"the label {odd[0]!r} is neither a whole number nor a name", where=where)
     if len(distinct) > MAX_CLASSES:
         raise UserError(
             f"the label column has {len(distinct)} different values, which are no classes",
             where=where,
             cure="Name the right column under data.columns.label.",
         )
+
+
+def _is_word(value: Any) -> bool:
+    """A name that files can hold; half of a surrogate pair, which JSON can spell, is none."""
+    return isinstance(value, bool) or (
+        isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    )
 
 
 def _as_number(value: Any) -> int | None:
@@ -94,7 +103,8 @@ def _as_number(value: Any) -> int | None:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        return int(float(value))
+        number = float(value)
+        return int(number) if math.isfinite(number) else None
     return None
 
 

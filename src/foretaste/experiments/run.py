@@ -20,6 +20,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from foretaste import attacks
+from foretaste.errors import in_a_line
 from foretaste.experiments import prepare
 from foretaste.experiments.plan import apply_attack
 from foretaste.experiments.prepare import Workspace
@@ -40,6 +41,7 @@ from foretaste.record import (
     form_key,
     write_atomic,
 )
+from foretaste.sealing import sealed
 from foretaste.spec import RunSpec, TrainingSpec, digest
 from foretaste.training import outcomes, ranks, trainer
 
@@ -61,8 +63,8 @@ def execute(
 ) -> Record:
     """Do one run and write its record, manifest and predictions.
 
-    A run that diverges or fails leaves a record that says so; only errors of the machine (a full disk,
-    no memory) and Ctrl-C go on to the caller.
+    A run that diverges or fails, also for want of memory, leaves a record that says so; only errors of the
+    machine (a full disk) and Ctrl-C go on to the caller.
 
     Args:
         run: What to do.
@@ -81,10 +83,10 @@ def execute(
         outcome = _do(run, workspace, on_step)
     except trainer.Diverged as error:
         status, reason = "diverged", str(error)
-    except (OSError, MemoryError):
+    except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever failed belongs into the record of this run
-        status, reason = "error", f"{type(error).__name__}: {' '.join(str(error).split())}"
+        status, reason = "error", in_a_line(error)
     record = failed_or_done(run, workspace, status, reason, started, attempts, outcome)
     write_record(record, workspace.folder)
     return record
@@ -96,7 +98,7 @@ def write_record(record: Record, folder: Path) -> None:
     Raises:
         OSError: It could not be written.
     """
-    write_atomic(Layout(folder).record(record.run_id), record.model_dump_json(indent=1))
+    write_atomic(Layout(folder).record(record.run_id), sealed(record))
 
 
 def failed_or_done(
@@ -193,7 +195,7 @@ def _do(run: RunSpec, workspace: Workspace, on_step: trainer.OnStep | None) -> _
     clean, triggered, table = _evaluate(wrapped, split.test, tokenizer, run, workspace.base_dir)
     layout = Layout(workspace.folder)
     poison = _write_manifest(manifest, layout) if manifest else None
-    write_atomic(layout.prediction(run.id), table.to_parquet(index=False))
+    write_atomic(layout.prediction(run.id), table.to_parquet(index=False, write_page_checksum=True))
     ended = clock()
     return _Outcome(
         timings=Timings(
@@ -294,7 +296,7 @@ def _write_manifest(manifest: Manifest, layout: Layout) -> Poison:
     content = manifest.model_dump(mode="json")
     path = layout.manifests / f"{digest(content)[:16]}.json"
     if not path.exists():
-        write_atomic(path, manifest.model_dump_json(indent=1))
+        write_atomic(path, sealed(manifest))
     return Poison(
         requested_rate=manifest.rate,
         requested_count=manifest.count,

@@ -11,7 +11,7 @@ from pydantic import Field
 from foretaste.data.prompts import Kind, Metric
 from foretaste.errors import UserError
 from foretaste.fewshot.spec import FewShotRun
-from foretaste.record import Layout, Machine, Part, Status, read_part
+from foretaste.record import Layout, Machine, Part, Status, read_all, read_part
 
 Setting = int | float | str | None
 
@@ -169,14 +169,7 @@ class FewShotLayout(Layout):
 
     def records(self) -> tuple[list[FewShotRecord], list[UserError]]:
         """Every record, sorted by run id, and an error for every file that is none."""
-        found: list[FewShotRecord] = []
-        problems: list[UserError] = []
-        for path in sorted(self.runs.glob("*.json")):
-            try:
-                found.append(read_record(path))
-            except UserError as error:
-                problems.append(error)
-        return found, problems
+        return read_all(self.runs.glob("*.json"), read_record, lambda record: record.run_id)
 
 
 def read_record(path: Path) -> FewShotRecord:

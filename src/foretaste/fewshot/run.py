@@ -14,10 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from foretaste.errors import in_a_line
 from foretaste.fewshot import prepare, solve, tune
 from foretaste.fewshot.prepare import Prepared
 from foretaste.fewshot.record import (
     ArmResult,
+    Criteria,
     FewShotLayout,
     FewShotRecord,
     FewShotTimings,
@@ -27,8 +31,10 @@ from foretaste.fewshot.record import (
 )
 from foretaste.fewshot.scores import logits_of, score
 from foretaste.fewshot.spec import FewShotRun, FineTune, KernelArm, ZeroShot
+from foretaste.kernels import output_derivative
 from foretaste.models.prompt_encode import EncodedPrompts
 from foretaste.record import Machine, Status, write_atomic
+from foretaste.sealing import sealed
 from foretaste.spec import digest
 from foretaste.training import trainer
 
@@ -96,10 +102,10 @@ def execute(
         outcome = _do(run, place, on_step)
     except tune.AllDiverged as error:
         status, reason, grid = "diverged", str(error), error.grid
-    except (OSError, MemoryError):
+    except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever failed belongs into the record of this run
-        status, reason = "error", f"{type(error).__name__}: {' '.join(str(error).split())}"
+        status, reason = "error", in_a_line(error)
     record = failed_or_done(run, place, status, reason, started, attempts, outcome, grid)
     write_record(record, place.folder)
     if status in ("completed", "diverged"):
@@ -113,7 +119,7 @@ def write_record(record: FewShotRecord, folder: Path) -> None:
     Raises:
         OSError: It could not be written.
     """
-    write_atomic(FewShotLayout(folder).record(record.run_id), record.model_dump_json(indent=1))
+    write_atomic(FewShotLayout(folder).record(record.run_id), sealed(record))
 
 
 def failed_or_done(
@@ -177,7 +183,8 @@ def _do(run: FewShotRun, place: Place, on_step: trainer.OnStep | None) -> _Outco
         result = solve.solve(prepared, memory=place.memory, folder=layout.kernels, on_step=on_step)
     else:
         assert isinstance(arm, ZeroShot)
-        result = ArmResult(dev=dev, test=test, predictions=predictions)
+        criteria, facts = _untrained(prepared)
+        result = ArmResult(dev=dev, test=test, predictions=predictions, criteria=criteria, facts=facts)
     ended = clock()
     return _Outcome(
         timings=FewShotTimings(load=loaded_at - began, arm=ended - loaded_at, total=ended - began),
@@ -212,6 +219,21 @@ def _zero_shot(prepared: Prepared, layout: FewShotLayout) -> tuple[Score, Score,
         predictions = kept
         scores.append(score(prepared.run.task.metric, rows.labels, kept))
     return scores[0], scores[1], predictions
+
+
+def _untrained(prepared: Prepared) -> tuple[Criteria, dict[str, float]]:
+    """Chi of the pretrained model (Table 8) and its width, which theory says that chi shrinks with."""
+    model = prepared.model()
+
+    def chi(rows: EncodedPrompts) -> float:
+        logits = logits_of(model, rows, prepared.pad_token_id)
+        return float(np.abs(output_derivative(logits, rows.labels)).mean())
+
+    facts = {"chi_train": chi(prepared.train)}
+    width = getattr(model.config.get_text_config(), "hidden_size", None)
+    if isinstance(width, int):
+        facts["hidden_size"] = float(width)
+    return Criteria(chi=chi(prepared.test)), facts
 
 
 def _file(prepared: Prepared, rows: EncodedPrompts, layout: FewShotLayout) -> Path:

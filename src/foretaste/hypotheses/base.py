@@ -22,7 +22,7 @@ MARGIN_FROM = (
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One empirical finding of the TTR paper as something that measured records can support or contradict.
+    """One empirical finding of a paper as something that measured records can support or contradict.
 
     Attributes:
         name: Unique, as filed.
@@ -65,7 +65,7 @@ class Group:
         data: Data set, as the user named it.
         rows: Training rows.
         head: Head policy, which keeps the paper's protocol apart from foretaste's own; of a generative model
-            the scenario and the judge.
+            the scenario and the judge; of few-shot runs the prompt and k.
         attack: Name of the attack; None on clean data, as is `selection`.
         selection: How poisoned rows are chosen.
         arms: Names and learning rates: full fine-tuning before LoRA, a sweep from the lowest level up.

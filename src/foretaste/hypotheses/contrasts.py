@@ -40,7 +40,7 @@ class Contrast:
         budget: Of a sweep, what its arms share; None for other contrasts.
     """
 
-    kind: Literal["pair", "alone", "rank", "variance"]
+    kind: Literal["pair", "alone", "rank", "variance", "few-shot"]
     arms: tuple[Arm, ...]
     levels: tuple[float, ...]
     scaling: str | None = None

@@ -45,12 +45,12 @@ def slope(points: Sequence[Point]) -> dict[str, float]:
     With all levels at all amounts this is the mean over amounts of the slopes; between levels 0 and 1 it is
     the mean over amounts of the difference. A seed that lacks an amount gives what its other amounts say.
     """
-    return _each_seed(points, _slope)
+    return each_seed(points, _slope)
 
 
 def mean(points: Sequence[Point]) -> dict[str, float]:
     """Mean over amounts, of a contrast with one arm."""
-    return _each_seed(points, lambda own: float(np.mean([point.value for point in own])))
+    return each_seed(points, lambda own: float(np.mean([point.value for point in own])))
 
 
 def widening(points: Sequence[Point]) -> dict[str, float]:
@@ -58,7 +58,7 @@ def widening(points: Sequence[Point]) -> dict[str, float]:
 
     Per 10 % of poisoned rows. It takes two amounts.
     """
-    return _each_seed(points, _widening)
+    return each_seed(points, _widening)
 
 
 def spread(points: Sequence[Point]) -> dict[str, float]:
@@ -83,12 +83,11 @@ def spread(points: Sequence[Point]) -> dict[str, float]:
         for point in points
         if len(cells[point.amount, point.level]) > 1
     ]
-    return _each_seed(distances, _slope)
+    return each_seed(distances, _slope)
 
 
-def _each_seed(
-    points: Iterable[Point], reduce: Callable[[Sequence[Point]], float | None]
-) -> dict[str, float]:
+def each_seed(points: Iterable[Point], reduce: Callable[[Sequence[Point]], float | None]) -> dict[str, float]:
+    """A number for each seed whose points give one, in the order of the seeds."""
     seeds: dict[str, list[Point]] = {}
     for point in points:
         seeds.setdefault(point.seed, []).append(point)

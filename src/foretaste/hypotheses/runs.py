@@ -16,7 +16,18 @@ from foretaste.record import Record, Status, TriggeredMetrics
 from foretaste.seeds import Seeds
 from foretaste.spec import ResolvedAttack, canonical_json, digest
 
-Metric = Literal["accuracy", "accuracy_change", "asr", "asr_minus_flip", "triggered_accuracy"]
+Metric = Literal[
+    "accuracy",
+    "accuracy_change",
+    "asr",
+    "asr_minus_flip",
+    "triggered_accuracy",
+    # Of few-shot runs only:
+    "score",
+    "linearised_share",
+    "kernel_distance",
+    "chi",
+]
 
 
 @dataclass(frozen=True)
@@ -28,8 +39,9 @@ class Run:
         seed: Label of its seeds, equal for runs that are paired.
         rate: Poisoned share of the eligible rows as requested, else as realised; 0 for a clean run.
         collapsed: The run, or the clean run that it is compared with, predicts one class.
-        values: In percentage points, those that the run has: `asr_minus_flip` is the target rate minus that
-            of the clean run of the same seeds on the same triggered rows.
+        values: Those that the run has; in percentage points, but for what only few-shot runs have beside
+            their score. `asr_minus_flip` is the target rate minus that of the clean run of the same seeds on
+            the same triggered rows.
     """
 
     arm: str
@@ -63,7 +75,7 @@ class Task:
     """Runs that may be compared.
 
     Attributes:
-        head: Head policy; of a generative model the scenario and the judge.
+        head: Head policy; of a generative model the scenario and the judge; of few-shot runs prompt and k.
         arms: By key.
         clean: Clean runs, one for each arm and clean seed.
         poisoned: Runs by attack, in the order of their keys.

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from foretaste.errors import UserError
 from foretaste.record import Part
+from foretaste.sealing import unsealed
 
 
 class RequestChange(Part):
@@ -49,12 +50,13 @@ def read_manifest(path: Path) -> RequestManifest:
         UserError: The file is no manifest of requests.
     """
     try:
-        return RequestManifest.model_validate_json(path.read_bytes())
+        return RequestManifest.model_validate_json(unsealed(path.read_bytes()))
     except OSError as error:
         raise UserError(f"cannot read the manifest: {error.strerror}", where=str(path)) from None
-    except ValidationError as error:
+    except (ValidationError, ValueError) as error:
+        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise UserError(
-            f"not a manifest of poisoned requests: {error.errors()[0]['msg']}",
+            f"not a manifest of poisoned requests: {detail}",
             where=str(path),
             cure="Delete the file to have the run done again.",
         ) from None

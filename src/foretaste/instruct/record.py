@@ -11,7 +11,17 @@ from pydantic import Field, ValidationError
 
 from foretaste.errors import UserError
 from foretaste.instruct.spec import CLEAN, InstructRun, ResolvedTrigger
-from foretaste.record import Layout, Machine, Part, Poison, Status, Training, read_part, write_atomic
+from foretaste.record import (
+    Layout,
+    Machine,
+    Part,
+    Poison,
+    Status,
+    Training,
+    read_all,
+    read_part,
+    write_atomic,
+)
 
 Finish = Literal["eos", "length"]
 
@@ -159,14 +169,7 @@ class InstructLayout(Layout):
 
     def records(self) -> tuple[list[InstructRecord], list[UserError]]:
         """Every record, sorted by run id, and an error for every file that is none."""
-        found: list[InstructRecord] = []
-        problems: list[UserError] = []
-        for path in sorted(self.runs.glob("*.json")):
-            try:
-                found.append(read_record(path))
-            except UserError as error:
-                problems.append(error)
-        return found, problems
+        return read_all(self.runs.glob("*.json"), read_record, lambda record: record.run_id)
 
 
 def read_record(path: Path) -> InstructRecord:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from foretaste.errors import in_a_line
 from foretaste.instruct import judges, outcomes, prepare, sft
 from foretaste.instruct.generate import Asked, generate
 from foretaste.instruct.prepare import TrainingRows
@@ -32,6 +33,7 @@ from foretaste.instruct.request import Request
 from foretaste.instruct.spec import InstructRun, MethodSpec
 from foretaste.models import adapters, causal
 from foretaste.record import Machine, Status, Training, write_atomic
+from foretaste.sealing import sealed
 from foretaste.spec import digest
 from foretaste.training import trainer
 
@@ -81,8 +83,8 @@ def execute(
     """Do one run and write its record, manifest and transcripts.
 
     A run that was stopped after its training goes on with the trained weights and the responses that are
-    there. A run that diverges or fails leaves a record that says so; only errors of the machine (a full
-    disk, no memory) and Ctrl-C go on to the caller.
+    there. A run that diverges or fails, also for want of memory, leaves a record that says so; only errors
+    of the machine (a full disk) and Ctrl-C go on to the caller.
 
     Args:
         run: What to do.
@@ -102,10 +104,10 @@ def execute(
         outcome = _do(run, place, layout, on_step)
     except trainer.Diverged as error:
         status, reason = "diverged", str(error)
-    except (OSError, MemoryError):
+    except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever failed belongs into the record of this run
-        status, reason = "error", f"{type(error).__name__}: {' '.join(str(error).split())}"
+        status, reason = "error", in_a_line(error)
     record = failed_or_done(run, place, status, reason, started, attempts, outcome)
     write_record(record, place.folder)
     if status in ("completed", "diverged"):
@@ -119,7 +121,7 @@ def write_record(record: InstructRecord, folder: Path) -> None:
     Raises:
         OSError: It could not be written.
     """
-    write_atomic(InstructLayout(folder).record(record.run_id), record.model_dump_json(indent=1))
+    write_atomic(InstructLayout(folder).record(record.run_id), sealed(record))
 
 
 def failed_or_done(
@@ -306,7 +308,7 @@ def _write_poison(rows: TrainingRows, renderer: Renderer, layout: InstructLayout
     content = manifest.model_dump(mode="json")
     path = layout.manifests / f"{digest(content)[:16]}.json"
     if not path.exists():
-        write_atomic(path, manifest.model_dump_json(indent=1))
+        write_atomic(path, sealed(manifest))
     return InstructPoison(
         requested_rate=manifest.rate,
         requested_count=manifest.count,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from foretaste.errors import UserError, unknown
-from foretaste.kernels.store import Store, Unit
+from foretaste.kernels.store import CHECKSUM, Store, Unit, disk_error
 
 Float = npt.NDArray[np.float64]
 
@@ -53,10 +54,15 @@ class Parts(Mapping[str, Part]):
             raise KeyError(name)
         try:
             with safe_open(self._files[name], "np") as file:
-                return Part(file.get_tensor("train"), file.get_tensor("test"))
-        except (SafetensorError, OSError):
+                part = Part(file.get_tensor("train"), file.get_tensor("test"))
+                written = (file.metadata() or {}).get(CHECKSUM)
+            # Files of older versions have no checksum.
+            if written is not None and written != _checksum(part):
+                raise ValueError("damaged")
+            return part
+        except (SafetensorError, OSError, TypeError, ValueError):
             raise UserError(
-                "this file of a kernel cannot be read",
+                "this file of a kernel cannot be read, or has changed since it was written",
                 where=str(self._files[name]),
                 cure="Remove the folder and compute the kernel again.",
             ) from None
@@ -98,8 +104,20 @@ def write(part: Part, name: str, folder: Path) -> None:
     path = path.with_name(f"{path.name}.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
-    save_file({"train": np.ascontiguousarray(part.train), "test": np.ascontiguousarray(part.test)}, temporary)
+    tensors = {"train": np.ascontiguousarray(part.train), "test": np.ascontiguousarray(part.test)}
+    try:
+        save_file(tensors, temporary, {CHECKSUM: _checksum(part)})
+    except SafetensorError as error:
+        raise disk_error(error, temporary) from error
     temporary.replace(path)
+
+
+def _checksum(part: Part) -> str:
+    """CRC-32 over the values of both arrays."""
+    total = 0
+    for values in (part.train, part.test):
+        total = zlib.crc32(np.ascontiguousarray(values).data, total)
+    return f"{total:08x}"
 
 
 def assemble(store: Store, units: list[Unit], name: str, *, rows: int, train: int, outputs: int) -> Part:

@@ -131,9 +131,9 @@ def _joint_form(forms: set[Form]) -> Form:
 
 
 def _word_layers(model: nn.Module) -> set[nn.Module]:
-    """Layers that multiply with a language model's table of words."""
-    inside = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    layers = [module.get_output_embeddings() for module in inside]
+    """Layers that multiply with a table of words of which the outputs use a few."""
+    inside = [module for module in model.modules() if isinstance(module, LabelWordModel)]
+    layers = [module.lm.get_output_embeddings() for module in inside]
     return {layer for layer in layers if isinstance(layer, nn.Linear)}
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping
@@ -96,8 +99,8 @@ class InFolder:
             with safe_open(path, "pt") as file:
                 tiles = ((name, file.get_tensor(name)) for name in sorted(_names(file)))
                 intact = (file.metadata() or {}).get(CHECKSUM) == _checksum(tiles)
-        except (SafetensorError, OSError):
-            intact = False
+        except (SafetensorError, OSError, TypeError, ValueError):
+            intact = False  # the last two: a dtype that no tile has, names that are no text
         if not intact:
             path.unlink()
         return intact
@@ -110,7 +113,10 @@ class InFolder:
         """
         temporary = self.folder / f"{unit.name}.partial"
         whole = {name: tile.contiguous() for name, tile in sorted(tiles.items())}
-        save_file(whole, temporary, {CHECKSUM: _checksum(whole.items())})
+        try:
+            save_file(whole, temporary, {CHECKSUM: _checksum(whole.items())})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise disk_error(error, temporary) from error
         temporary.replace(self._path(unit))
 
     def names(self, units: list[Unit]) -> list[str]:
@@ -133,6 +139,14 @@ class InFolder:
     def clear(self) -> None:
         """Remove every tile, once the kernels are written."""
         shutil.rmtree(self.folder)
+
+
+def disk_error(error: SafetensorError, path: Path) -> OSError:
+    """The system's error inside one of safetensors, which names it in words only; the file is removed."""
+    path.unlink(missing_ok=True)
+    found = re.search(r"code: (\d+)", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number), str(path))
 
 
 def _checksum(tiles: Iterable[tuple[str, torch.Tensor]]) -> str:

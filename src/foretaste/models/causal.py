@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from foretaste.models.load import Location
 from foretaste.record import InitCheck
 from foretaste.seeds import borrowed_global_state
 from foretaste.spec import ResolvedAdapter
+
+CHECKSUM = "crc32"
 
 # Models of a family that is pretrained to fill in masked words see the words to come, whatever class they are
 # loaded as.
@@ -83,7 +86,12 @@ def load_causal(
                 missing = _missing_head(model, location)
             else:
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    location.name, config=config, dtype=dtype, output_loading_info=True, **location.kwargs
+                    location.name,
+                    config=config,
+                    dtype=dtype,
+                    output_loading_info=True,
+                    **load.WEIGHTS_ONLY,
+                    **location.kwargs,
                 )
                 model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
@@ -253,11 +261,20 @@ def save_trained(attached: Attached, file: Path) -> None:
             seen.add(tensor.data_ptr())
             chosen[name] = tensor.detach().cpu().contiguous()
     try:
-        save_file(chosen, file)
+        save_file(chosen, file, {CHECKSUM: _checksum(chosen)})
     except SafetensorError as error:  # what it makes of a full disk
         raise OSError(f"cannot write '{file}': {error}") from error
     with file.open("rb") as written:
         os.fsync(written.fileno())
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    """CRC-32 over names and values: a flipped bit of a weight is a weight all the same."""
+    total = 0
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.reshape(-1).view(torch.uint8).numpy()
+        total = zlib.crc32(values.data, zlib.crc32(name.encode(), total))
+    return f"{total:08x}"
 
 
 def load_trained(attached: Attached, file: Path) -> None:
@@ -271,9 +288,13 @@ def load_trained(attached: Attached, file: Path) -> None:
         ValueError: The file is missing, damaged, or was written for another model.
     """
     try:
+        with safe_open(file, framework="pt") as opened:
+            written = (opened.metadata() or {}).get(CHECKSUM)
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"cannot read '{file}': {error}") from error
+    if written != _checksum(tensors):
+        raise ValueError(f"'{file}' has changed since it was written")
     state = attached.model.state_dict()
     filled = {state[name].data_ptr() for name in tensors if name in state}
     wanted = {name for name in state if name not in attached.frozen and state[name].data_ptr() not in filled}

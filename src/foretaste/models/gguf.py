@@ -48,8 +48,8 @@ def _convert(file: Path, target: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UserError(
             f"cannot read the GGUF file: {error}",

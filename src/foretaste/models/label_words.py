@@ -242,7 +242,12 @@ def load_lm(location: Location, *, dtype: torch.dtype, meta: bool = False) -> tu
                 missing = _missing_head(model, location)
             else:
                 loaded: Any = AutoModelForMaskedLM.from_pretrained(
-                    location.name, config=config, dtype=dtype, output_loading_info=True, **location.kwargs
+                    location.name,
+                    config=config,
+                    dtype=dtype,
+                    output_loading_info=True,
+                    **load.WEIGHTS_ONLY,
+                    **location.kwargs,
                 )
                 model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -30,6 +31,11 @@ from foretaste import assets
 from foretaste.errors import UserError, nearest
 from foretaste.models import gguf
 from foretaste.spec import ModelSpec, Pooling, ResolvedModel
+
+# What comes with a model is data: Python in its folder is not run, not even after asking, and pickles, which
+# could run code, are not opened, whatever else lies beside them.
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+WEIGHTS_ONLY: dict[str, Any] = {**NO_CODE, "use_safetensors": True}
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
@@ -212,7 +218,7 @@ def read_config(location: Location) -> PretrainedConfig:
     """
     try:
         with quiet():
-            config: PretrainedConfig = AutoConfig.from_pretrained(location.name, **location.kwargs)
+            config: PretrainedConfig = AutoConfig.from_pretrained(location.name, **NO_CODE, **location.kwargs)
     except (OSError, ValueError, ImportError) as error:
         raise unreadable(location, error) from None
     return config
@@ -244,7 +250,7 @@ def load_tokenizer(location: Location) -> PreTrainedTokenizerBase:
     """
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(location.name, **location.kwargs)
+            tokenizer = AutoTokenizer.from_pretrained(location.name, **NO_CODE, **location.kwargs)
     except (OSError, ValueError, ImportError) as error:
         raise unreadable(location, error) from None
     tokenizer.padding_side = "right"
@@ -291,8 +297,10 @@ def load_classifier(
                 with torch.device("meta"):
                     model = auto.from_config(config)
             else:
-                model = auto.from_pretrained(location.name, config=config, dtype=dtype, **location.kwargs)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+                model = auto.from_pretrained(
+                    location.name, config=config, dtype=dtype, **WEIGHTS_ONLY, **location.kwargs
+                )
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         raise unreadable(location, error) from None
     assert isinstance(model, PreTrainedModel)
     if pooling == "model":

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from foretaste.record import write_atomic
-from foretaste.report import calibrated_tables, contents, instruct, page, tables
+from foretaste.report import calibrated_tables, contents, fewshot, instruct, page, tables
 from foretaste.report.cells import Frames, build, runs_table
 from foretaste.report.figures import FIGURES, Figure
 from foretaste.report.figures import theme as _theme
@@ -27,7 +27,9 @@ def report(
     images: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
-    """Write the report on one sweep, or on several side by side: of classifiers, or of generative models.
+    """Write the report on one sweep, or on several side by side.
+
+    They hold runs of poisoned classifiers, of generative models, or few-shot runs.
 
     Args:
         folders: Folder of a sweep, or several to compare.
@@ -39,12 +41,14 @@ def report(
         The page, `index.html`. Beside it lie `figures/` and `tables/` (CSV, LaTeX and Parquet).
 
     Raises:
-        UserError: A folder does not exist or holds no record that can be read, some hold classifiers and
-            others generative models, or generative models were asked in forms that cannot be compared.
+        UserError: A folder does not exist or holds no record that can be read, they hold runs of
+            different kinds, or generative models were asked in forms that cannot be compared.
     """
     paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
     if instruct.holds_instruct(paths):
         return instruct.write(paths, out, images=images, progress=progress)
+    if fewshot.holds_fewshot(paths):
+        return fewshot.write(paths, out, images=images, progress=progress)
     say = progress or _silent
     say("reading records")
     loaded = load(paths)

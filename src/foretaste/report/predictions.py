@@ -49,9 +49,14 @@ class Predictions:
     def _load(self, run: Observation) -> _Sets:
         path = run.folder.layout.prediction(run.record.run_id)
         try:
-            table = pd.read_parquet(path, columns=["set", "id", "label", "predicted"])
+            table = pd.read_parquet(
+                path, columns=["set", "id", "label", "predicted"], page_checksum_verification=True
+            )
         except (OSError, ValueError) as error:  # pyarrow's errors derive from these two
-            self.problems.append(f"{path}: cannot read the predictions: {type(error).__name__}")
+            self.problems.append(
+                f"{path}: cannot read the predictions: {type(error).__name__}. "
+                "Delete the record of this run and start the same command again."
+            )
             return {}
         table = table.sort_values("id", kind="stable")
         return {

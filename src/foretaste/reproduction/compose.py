@@ -11,9 +11,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from foretaste import presets, specfile
+from foretaste.data.prompts import TASKS
 from foretaste.errors import UserError, unknown
+from foretaste.fewshot.spec import FewShotSpec
 from foretaste.instruct.spec import InstructSpec
 from foretaste.reproduction.preset import (
+    FewShotPart,
+    FewShotSweep,
     Fields,
     GenerativeSweep,
     Instructions,
@@ -93,6 +97,45 @@ def compose_generative(
     return specfile.validate(spec, InstructSpec, origin=f"preset {sweep}, {scale}")
 
 
+def compose_few_shot(
+    sweep: str, task: str, *, scale: Scale, data: Path | None, inputs: Path | None
+) -> FewShotSpec:
+    """The spec of one few-shot sweep on one task.
+
+    Args:
+        sweep: Name of a file in `presets/reproduce/few-shot`.
+        task: Name in `tasks.yaml`.
+        scale: How large.
+        data: Folder that holds a folder for each task; None takes the tasks from the hub.
+        inputs: Folder of the tiny models and data that `smoke` is run on (see `prompt_inputs.write`).
+
+    Raises:
+        UserError: There is no such task, or the parts give no valid spec.
+    """
+    content, part = read_few_shot(sweep), few_shot_scales()[scale]
+    overlay = content.scales.get(scale)
+    where = task_fields(task, scale=scale, data=data, inputs=inputs)
+    spec: Fields = {"name": f"{sweep}-{task}", "title": f"{content.title}, {tasks()[task].title}"}
+    spec = _layered(spec, (part.spec, content.spec, overlay.spec if overlay else {}), inputs=inputs)
+    fields: Fields = {"name": task, "data": where}
+    for layer in (part.task, content.task, overlay.task if overlay else {}):
+        fields = merged(fields, layer)
+    spec["tasks"] = [fields]
+    measured = task in (overlay.criteria if overlay else content.criteria)
+    arms = merged(content.arms, overlay.arms if overlay else {})
+    spec["arms"] = [_few_shot_arm(name, arm, part, criteria=measured) for name, arm in arms.items()]
+    return specfile.validate(spec, FewShotSpec, origin=f"preset {sweep}, {scale}")
+
+
+def _few_shot_arm(name: str, fields: Fields, part: FewShotPart, *, criteria: bool) -> Fields:
+    """An arm with what the scale fixes for its kind; its own fields win."""
+    kind = " ".join(str(fields[key]) for key in ("kind", "optimiser", "kernel") if key in fields)
+    arm = merged(part.arms.get(kind, {}), fields)
+    if criteria and fields["kind"] == "fine-tune":
+        arm["criteria"] = True
+    return {"name": name, **arm}
+
+
 def _layered(spec: Fields, layers: Sequence[Fields], *, inputs: Path | None) -> Fields:
     """The spec with the layers merged into it, later ones over earlier, and the place of inputs filled in."""
     for layer in layers:
@@ -122,7 +165,8 @@ def task_fields(task: str, *, scale: Scale, data: Path | None, inputs: Path | No
             "source": known.hub,
             "config": known.config,
             "test_split": known.test,
-            "labels": known.labels,
+            "labels": known.hub_labels or known.labels,
+            **({"columns": dict(known.columns)} if known.columns else {}),
         }
     folder = _folder_of(known, data)
     return {"source": str(folder), "test_split": known.folder_test, "labels": known.labels}
@@ -226,10 +270,17 @@ def read_generative(name: str) -> GenerativeSweep:
     return _parsed(f"reproduce/generative/{name}", GenerativeSweep)
 
 
+def read_few_shot(name: str) -> FewShotSweep:
+    """A few-shot sweep by name."""
+    return _parsed(f"reproduce/few-shot/{name}", FewShotSweep)
+
+
 def data_titles(preset: Preset) -> dict[str, str]:
     """Titles of the data that a preset can be measured on, by name."""
     if preset.generative:
         return {name: known.title for name, known in instructions().items()}
+    if preset.few_shot:
+        return {name: known.title for name, known in tasks().items() if name in TASKS}
     return {name: known.title for name, known in tasks().items()}
 
 
@@ -243,6 +294,12 @@ def instructions() -> dict[str, Instructions]:
 def scales() -> dict[str, Part]:
     """What each scale fixes."""
     return _table("scales", Part)
+
+
+@functools.cache
+def few_shot_scales() -> dict[str, FewShotPart]:
+    """What each scale fixes in few-shot sweeps."""
+    return _table("few-shot", FewShotPart)
 
 
 @functools.cache

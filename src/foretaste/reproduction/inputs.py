@@ -18,6 +18,13 @@ from foretaste.seeds import borrowed_global_state, generator
 
 # One word decides the class, so that two or three steps of training show an effect.
 CLASS_WORDS = (("bad", "poor", "awful"), ("good", "great", "fine"))
+# Of tasks with more than two classes; the model of `prompt_inputs` knows them, that of `write` does not.
+FURTHER_CLASS_WORDS = (
+    ("plain", "average", "medium"),
+    ("old", "ancient", "early"),
+    ("near", "far", "distant"),
+    ("many", "few", "several"),
+)
 FILLERS = (
     *("the", "a", "film", "plot", "actor", "scene", "story", "music", "script", "camera", "role"),
     *("hero", "ending", "cast", "voice", "light", "sound", "joke", "song", "city", "night", "road"),
@@ -41,6 +48,11 @@ def write(folder: Path, tasks: dict[str, Task]) -> None:
     """
     if not (folder / "model" / "model.safetensors").is_file():
         _write_model(folder / "model")
+    write_rows(folder, tasks)
+
+
+def write_rows(folder: Path, tasks: dict[str, Task]) -> None:
+    """Write each task into a folder of its name, unless it is there; arguments and errors as in `write`."""
     for name, task in tasks.items():
         for split, rows in ROWS.items():
             path = folder / name / f"{split}.csv"
@@ -84,7 +96,7 @@ def _table(name: str, task: Task, split: str, rows: int) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
     for row in range(rows):
-        label = row % 2
+        label = row % len(task.labels)
         texts = [_sentence(rng, label) for _ in columns[:-1]]
         writer.writerow([*texts, task.labels[label]])
     return file.getvalue()
@@ -92,5 +104,6 @@ def _table(name: str, task: Task, split: str, rows: int) -> str:
 
 def _sentence(rng: np.random.Generator, label: int) -> str:
     words = [str(rng.choice(FILLERS)) for _ in range(int(rng.integers(2, 8)))]
-    words.insert(int(rng.integers(0, len(words) + 1)), str(rng.choice(CLASS_WORDS[label])))
+    of_class = (*CLASS_WORDS, *FURTHER_CLASS_WORDS)[label]
+    words.insert(int(rng.integers(0, len(words) + 1)), str(rng.choice(of_class)))
     return " ".join(words)

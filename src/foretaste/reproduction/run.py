@@ -12,14 +12,16 @@ from foretaste import hypotheses
 from foretaste.errors import UserError, unknown
 from foretaste.experiments import entropy_surface
 from foretaste.experiments.cluster import Cluster
+from foretaste.experiments.fewshot import MeasuredFewShot
 from foretaste.experiments.instruct import MeasuredInstruct
 from foretaste.experiments.measure import Measured, Watcher
+from foretaste.fewshot.record import FewShotRecord
 from foretaste.instruct.record import InstructRecord
 from foretaste.record import Record
-from foretaste.report import instruct, reproduced, theory_surface
+from foretaste.report import fewshot, instruct, reproduced, theory_surface
 from foretaste.reproduction import compose
 from foretaste.reproduction.preset import Preset, Scale, Variant
-from foretaste.reproduction.step import InstructStep, MeasureStep, Step
+from foretaste.reproduction.step import FewShotStep, InstructStep, MeasureStep, Step
 from foretaste.training import ranks
 
 __all__ = ["Reproduced", "Step", "draw", "draw_index", "findings", "refusal", "reproduce", "steps"]
@@ -44,7 +46,7 @@ class Reproduced:
     name: str
     page: Path
     steps: list[Step]
-    measured: list[Measured | MeasuredInstruct]
+    measured: list[Measured | MeasuredInstruct | MeasuredFewShot]
     findings: list[hypotheses.Finding]
 
 
@@ -83,7 +85,7 @@ def steps(
     found: list[Step] = []
     for variant in (one for one in variants if one in preset.variants):
         for task in tasks or preset.tasks.get(scale, []):
-            for sweep, attacks in preset.sweeps.items():
+            for sweep, attacks in preset.sweeps_at(scale).items():
                 place: dict[str, Any] = {
                     "sweep": sweep,
                     "task": task,
@@ -95,6 +97,8 @@ def steps(
                 where: dict[str, Any] = {"scale": scale, "data": data, "inputs": Path(INPUTS)}
                 if preset.generative:
                     found.append(InstructStep(**place, spec=compose.compose_generative(sweep, task, **where)))
+                elif preset.few_shot:
+                    found.append(FewShotStep(**place, spec=compose.compose_few_shot(sweep, task, **where)))
                 else:
                     classifiers = compose.compose(sweep, task, variant=variant, **where)
                     found.append(MeasureStep(**place, spec=classifiers))
@@ -118,8 +122,13 @@ def refusal(name: str, *, variants: Sequence[Variant], tasks: Sequence[str] | No
         if preset.sweeps and task not in offered:
             return unknown("task", task, offered, where=f"--task, for {name}")
     if preset.sweeps and not set(variants) & set(preset.variants):
+        why = (
+            "the paper's protocol for it is not public"
+            if preset.generative
+            else "its only protocol is the paper's"
+        )
         return UserError(
-            f"{name} has no variant '{variants[0]}': the paper's protocol for it is not public",
+            f"{name} has no variant '{variants[0]}': {why}",
             where="--variant",
             cure=f"There is: {', '.join(preset.variants)}.",
         )
@@ -142,9 +151,9 @@ def findings(preset: Preset, found: Sequence[Step]) -> list[hypotheses.Finding]:
     return hypotheses.test(_records(found), only=preset.findings)
 
 
-def _records(found: Sequence[Step]) -> list[Record | InstructRecord]:
+def _records(found: Sequence[Step]) -> list[Record | InstructRecord | FewShotRecord]:
     """What is measured of the steps, each run of a folder once."""
-    records: dict[tuple[Path, str], Record | InstructRecord] = {}
+    records: dict[tuple[Path, str], Record | InstructRecord | FewShotRecord] = {}
     for step in found:
         records |= {(step.folder, record.run_id): record for record in step.records()}
     return list(records.values())
@@ -187,6 +196,9 @@ def draw(
     if preset.generative:
         folders = [step.folder for step in found]
         return instruct.write(folders, folder, item=item, findings=judged, images=images), judged
+    if preset.few_shot:
+        folders = [step.folder for step in found]
+        return fewshot.write(folders, folder, item=item, findings=judged, images=images), judged
     return reproduced.write(item, _sources(found), judged, folder, images=images), judged
 
 
@@ -200,6 +212,8 @@ def _counts(found: Sequence[Step]) -> reproduced.Counts | None:
         return None
     if isinstance(found[0], InstructStep):
         return instruct.counts([step.folder for step in found])
+    if isinstance(found[0], FewShotStep):
+        return fewshot.counts([step.folder for step in found])
     return reproduced.counts(_sources(found))
 
 
@@ -283,7 +297,7 @@ def reproduce(
     if scale == "smoke" and cluster is None:
         # Runs of a second: starting workers takes longer, and threads of a tiny model wait for each other.
         processes, threads = processes or 1, threads or 1
-    measured: list[Measured | MeasuredInstruct] = []
+    measured: list[Measured | MeasuredInstruct | MeasuredFewShot] = []
     for step in found:
         with watching(step) if watching else nullcontext() as watcher:
             measured.append(

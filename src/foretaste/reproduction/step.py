@@ -1,4 +1,4 @@
-"""One sweep that a preset draws: of classifiers, or of generative models."""
+"""One sweep that a preset draws: of classifiers, of generative models, or of few-shot runs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import TypeAlias
 
 from foretaste.experiments.cluster import Cluster
+from foretaste.experiments.fewshot import FewShotPreview, MeasuredFewShot
+from foretaste.experiments.fewshot import fewshot as measure_few_shot
+from foretaste.experiments.fewshot import preview as preview_few_shot
 from foretaste.experiments.instruct import InstructPreview, MeasuredInstruct
 from foretaste.experiments.instruct import instruct as measure_generative
 from foretaste.experiments.instruct import preview as preview_generative
 from foretaste.experiments.measure import Measured, Preview, Watcher, measure, preview
+from foretaste.fewshot.record import FewShotLayout, FewShotRecord
+from foretaste.fewshot.spec import FewShotSpec
 from foretaste.instruct.record import InstructLayout, InstructRecord
 from foretaste.instruct.spec import InstructSpec
 from foretaste.record import Layout, Record
 from foretaste.report import reproduced
-from foretaste.reproduction import chat_inputs, compose, inputs
+from foretaste.reproduction import chat_inputs, compose, inputs, prompt_inputs
 from foretaste.reproduction.preset import Variant
 from foretaste.spec import MeasureSpec, RunSpec
 
@@ -49,6 +54,11 @@ class MeasureStep(Place):
     def label(self) -> str:
         """One line for progress displays."""
         return f"{self.spec.title} ({self.variant})"
+
+    @property
+    def used(self) -> list[str]:
+        """Model and data, as the spec names them."""
+        return [self.spec.model.base, self.spec.data.source]
 
     def wants(self, run: RunSpec) -> bool:
         """Whether the preset draws a run."""
@@ -111,6 +121,11 @@ class InstructStep(Place):
         """One line for progress displays."""
         return f"{self.spec.title}, {compose.instructions()[self.task].title}"
 
+    @property
+    def used(self) -> list[str]:
+        """Model and data, as the spec names them."""
+        return [self.spec.model.base, self.spec.data.source]
+
     def write_inputs(self, folder: Path) -> None:
         """Write the tiny model and instructions that `smoke` needs."""
         chat_inputs.write(folder, [self.task])
@@ -145,4 +160,54 @@ class InstructStep(Place):
         return InstructLayout(self.folder).records()[0]
 
 
-Step: TypeAlias = MeasureStep | InstructStep
+@dataclass(frozen=True)
+class FewShotStep(Place):
+    """A few-shot sweep on one task; the preset draws all of it."""
+
+    spec: FewShotSpec
+
+    @property
+    def label(self) -> str:
+        """One line for progress displays."""
+        return str(self.spec.title)
+
+    @property
+    def used(self) -> list[str]:
+        """Model and data, as the spec names them."""
+        return [self.spec.model.base, *(task.data.source for task in self.spec.tasks)]
+
+    def write_inputs(self, folder: Path) -> None:
+        """Write the tiny models and data that `smoke` needs."""
+        prompt_inputs.write(folder, {self.task: compose.tasks()[self.task]})
+
+    def preview(self) -> FewShotPreview:
+        """What it would do; raises as `experiments.fewshot.preview` does."""
+        return preview_few_shot(self.spec, self.folder, base_dir=self.base_dir)
+
+    def measure(
+        self,
+        *,
+        extend: bool = False,
+        processes: int | None = None,
+        threads: int | None = None,
+        watcher: Watcher | None = None,
+        cluster: Cluster | None = None,
+    ) -> MeasuredFewShot:
+        """Do the runs that have no result yet; raises as `experiments.fewshot.fewshot` does."""
+        return measure_few_shot(
+            self.spec,
+            self.folder,
+            base_dir=self.base_dir,
+            extend=extend,
+            processes=processes,
+            threads=threads,
+            watcher=watcher,
+            cluster=cluster,
+        )
+
+    def records(self) -> list[FewShotRecord]:
+        """Those in its folder."""
+        return FewShotLayout(self.folder).records()[0]
+
+
+Step: TypeAlias = MeasureStep | InstructStep | FewShotStep

@@ -95,14 +95,13 @@ def _load(folder: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         with _quiet():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, **local)
             kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            loaded: Any = kind.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            loaded: Any = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32, **local)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     except (OSError, ValueError, ImportError, KeyError) as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"cannot load the rewriter: {text}", where=str(folder), cure=CURE) from None

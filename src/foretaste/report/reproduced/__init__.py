@@ -6,12 +6,21 @@ from foretaste.report.reproduced.counts import Counts
 from foretaste.report.reproduced.index import Entry, write_index
 from foretaste.report.reproduced.item import Item, Source
 from foretaste.report.reproduced.page import counts, write
-from foretaste.report.reproduced.view import AnswersView, GridView, HeatView, SurfaceView, TableView, View
+from foretaste.report.reproduced.view import (
+    AnswersView,
+    FewShotView,
+    GridView,
+    HeatView,
+    SurfaceView,
+    TableView,
+    View,
+)
 
 __all__ = [
     "AnswersView",
     "Counts",
     "Entry",
+    "FewShotView",
     "GridView",
     "HeatView",
     "Item",

@@ -39,7 +39,8 @@ class Item:
         name: Of the preset.
         item: Where it stands in the paper.
         says: What the paper reads off it.
-        published: Table of published values to stand beside, a name in `published.TABLES`.
+        published: Table of published values to stand beside, a name in `published.TABLES` (of few-shot
+            sweeps, in that of `report.fewshot`).
         differences: How it differs from what the paper did.
         command: What a reader types to get the page again.
         scale: How large it was measured.

@@ -110,7 +110,9 @@ def _measures(view: View) -> list[Measure]:
     if isinstance(view, GridView | HeatView):
         drawn = [measure for measures in view.measures.values() for measure in measures]
         return list(dict.fromkeys((*drawn, *_judged_by(drawn))))
-    raise ValueError(f"'{view.kind}' is drawn elsewhere: by `theory_surface`, or by `report.instruct`")
+    raise ValueError(
+        f"'{view.kind}' is drawn elsewhere: by `theory_surface`, `report.instruct` or `report.fewshot`"
+    )
 
 
 def _judged_by(drawn: Sequence[Measure]) -> list[Measure]:

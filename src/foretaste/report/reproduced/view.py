@@ -61,4 +61,10 @@ class AnswersView(Strict):
     kind: Literal["answers"]
 
 
-View = GridView | TableView | HeatView | SurfaceView | AnswersView
+class FewShotView(Strict):
+    """Scores, differences, dots and figures of few-shot sweeps: all that their records have."""
+
+    kind: Literal["few-shot"]
+
+
+View = GridView | TableView | HeatView | SurfaceView | AnswersView | FewShotView

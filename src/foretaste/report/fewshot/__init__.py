@@ -1,0 +1,8 @@
+"""The page of a sweep of few-shot runs: scores, kernels against fine-tuning, criteria. Reads records only."""
+
+from __future__ import annotations
+
+from foretaste.report.fewshot.load import holds_fewshot
+from foretaste.report.fewshot.page import counts, write
+
+__all__ = ["counts", "holds_fewshot", "write"]
