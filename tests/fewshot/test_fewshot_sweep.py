@@ -167,7 +167,8 @@ def test_zero_shot_is_done_once_for_all_runs_of_a_task(spec: Any, tmp_path: Path
     monkeypatch.setattr(runner, "logits_of", counted)
     measured = run(spec(splits=[13, 21], arms=[ZERO, {**ZERO, "name": "again"}]), tmp_path / "sweep")
     assert measured.statuses == {"completed": 4}
-    assert calls == [8, 12, 8]  # validation rows differ by split, test rows do not
+    # Validation, test, training rows (for chi); on the second split the test rows are the same.
+    assert calls == [8, 12, 8, 8, 8]
     assert measured.records[0].predictions == measured.records[2].predictions
     damaged = next(iter((tmp_path / "sweep" / "zero-shot").iterdir()))
     for file in damaged.parent.iterdir():

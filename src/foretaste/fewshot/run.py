@@ -32,6 +32,8 @@ from foretaste.fewshot.record import (
 from foretaste.fewshot.scores import logits_of, score
 from foretaste.fewshot.spec import FewShotRun, FineTune, KernelArm, ZeroShot
 from foretaste.kernels import output_derivative
+from foretaste.models import load
+from foretaste.models.label_words import FewShotClassifier
 from foretaste.models.prompt_encode import EncodedPrompts
 from foretaste.record import Machine, Status, write_atomic
 from foretaste.sealing import sealed
@@ -183,7 +185,7 @@ def _do(run: FewShotRun, place: Place, on_step: trainer.OnStep | None) -> _Outco
         result = solve.solve(prepared, memory=place.memory, folder=layout.kernels, on_step=on_step)
     else:
         assert isinstance(arm, ZeroShot)
-        criteria, facts = _untrained(prepared)
+        criteria, facts = _untrained(prepared, layout)
         result = ArmResult(dev=dev, test=test, predictions=predictions, criteria=criteria, facts=facts)
     ended = clock()
     return _Outcome(
@@ -199,45 +201,57 @@ def _do(run: FewShotRun, place: Place, on_step: trainer.OnStep | None) -> _Outco
 # --- zero-shot -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """The untrained model on some rows: its classes, and the mean size of the loss's derivative chi."""
+
+    predictions: list[int]
+    chi: float
+
+
 def _zero_shot(prepared: Prepared, layout: FewShotLayout) -> tuple[Score, Score, list[int]]:
     """Scores of the untrained model on validation and test rows, and its classes of the test rows.
 
     Under a prompt they are the same for every arm, k and split, so that they are kept for the other runs.
     With standard output the untrained model is the probe, which is fitted to the rows of this run.
     """
-    missing = [rows for rows in (prepared.dev, prepared.test) if _kept(prepared, rows, layout) is None]
-    if missing:
-        model = prepared.model()
-        for rows in missing:
-            found = logits_of(model, rows, prepared.pad_token_id).argmax(1)
-            write_atomic(_file(prepared, rows, layout), json.dumps([int(label) for label in found]))
-    scores: list[Score] = []
-    predictions: list[int] = []
-    for rows in (prepared.dev, prepared.test):
-        kept = _kept(prepared, rows, layout)
-        assert kept is not None
-        predictions = kept
-        scores.append(score(prepared.run.task.metric, rows.labels, kept))
-    return scores[0], scores[1], predictions
+    dev, test = _look(prepared, [prepared.dev, prepared.test], layout)
+    metric = prepared.run.task.metric
+    return (
+        score(metric, prepared.dev.labels, dev.predictions),
+        score(metric, prepared.test.labels, test.predictions),
+        test.predictions,
+    )
 
 
-def _untrained(prepared: Prepared) -> tuple[Criteria, dict[str, float]]:
+def _untrained(prepared: Prepared, layout: FewShotLayout) -> tuple[Criteria, dict[str, float]]:
     """Chi of the pretrained model (Table 8) and its width, which theory says that chi shrinks with."""
-    model = prepared.model()
-
-    def chi(rows: EncodedPrompts) -> float:
-        logits = logits_of(model, rows, prepared.pad_token_id)
-        return float(np.abs(output_derivative(logits, rows.labels)).mean())
-
-    facts = {"chi_train": chi(prepared.train)}
-    width = getattr(model.config.get_text_config(), "hidden_size", None)
+    train, test = _look(prepared, [prepared.train, prepared.test], layout)
+    facts = {"chi_train": train.chi}
+    width = getattr(load.read_config(prepared.location).get_text_config(), "hidden_size", None)
     if isinstance(width, int):
         facts["hidden_size"] = float(width)
-    return Criteria(chi=chi(prepared.test)), facts
+    return Criteria(chi=test.chi), facts
+
+
+def _look(prepared: Prepared, wanted: Sequence[EncodedPrompts], layout: FewShotLayout) -> list[_Seen]:
+    """The untrained model on each set of rows, from an earlier run where there is one."""
+    model: FewShotClassifier | None = None
+    found = []
+    for rows in wanted:
+        kept = _kept(prepared, rows, layout)
+        if kept is None:
+            model = model or prepared.model()
+            logits = logits_of(model, rows, prepared.pad_token_id)
+            chi = float(np.abs(output_derivative(logits, rows.labels)).mean())
+            kept = _Seen([int(label) for label in logits.argmax(1)], chi)
+            write_atomic(_file(prepared, rows, layout), json.dumps(vars(kept)))
+        found.append(kept)
+    return found
 
 
 def _file(prepared: Prepared, rows: EncodedPrompts, layout: FewShotLayout) -> Path:
-    """Named by all that decides the predictions: weights, tokens and label words, or a probe's rows."""
+    """Named by all that decides what is kept: weights, tokens, labels and label words, or a probe's rows."""
     run = prepared.run
     fit = [] if prepared.output == "prompt" else [prepared.train.input_ids, prepared.train.labels]
     key = digest(
@@ -248,17 +262,18 @@ def _file(prepared: Prepared, rows: EncodedPrompts, layout: FewShotLayout) -> Pa
             prepared.output,
             rows.input_ids,
             rows.answer_positions,
+            rows.labels,
             fit,
         ]
     )
     return layout.zero_shot / f"{key[:16]}.json"
 
 
-def _kept(prepared: Prepared, rows: EncodedPrompts, layout: FewShotLayout) -> list[int] | None:
+def _kept(prepared: Prepared, rows: EncodedPrompts, layout: FewShotLayout) -> _Seen | None:
     """What an earlier run has found; None where there is nothing, or a damaged file."""
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(_file(prepared, rows, layout).read_bytes())
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        found = _Seen(**json.loads(_file(prepared, rows, layout).read_bytes()))
         classes = range(len(prepared.classes))
-        if isinstance(found, list) and len(found) == len(rows) and all(label in classes for label in found):
-            return [int(label) for label in found]
+        if len(found.predictions) == len(rows) and all(label in classes for label in found.predictions):
+            return _Seen([int(label) for label in found.predictions], float(found.chi))
     return None
