@@ -97,17 +97,20 @@ def test_the_papers_scale_is_the_papers() -> None:
     assert read("kernel-tab1").tasks["paper"] == list(TASKS)
 
 
-def test_laptop_measures_criteria_where_they_are_needed_only() -> None:
-    plain = spec_of("kernel-main", "sst2", "laptop")
-    measured = spec_of("kernel-criteria", "sst2", "laptop")
+def test_criteria_are_measured_where_they_are_needed_only() -> None:
+    measured = spec_of("kernel-main", "sst2", "laptop")
+    plain = spec_of("kernel-lora", "sst2", "laptop")
     assert not any(isinstance(arm, FineTune) and arm.criteria for arm in plain.arms)
     assert all(arm.criteria for arm in measured.arms if isinstance(arm, FineTune))
-    assert not any(isinstance(arm, KernelArm) for arm in measured.arms)
-    assert "kernel-criteria" not in read("kernel-tab2").sweeps
-    sgd = next(arm for arm in plain.arms if arm.label == "sgd")
+    sgd = next(arm for arm in measured.arms if arm.label == "sgd")
     assert isinstance(sgd, FineTune)
-    assert (sgd.learning_rates, sgd.batch_sizes, sgd.steps, sgd.check_every) == ([5e-3], [4], 128, 32)
-    assert (plain.splits, plain.tasks[0].test_rows) == ([13, 21, 42], 200)
+    assert (sgd.learning_rates, sgd.batch_sizes, sgd.steps, sgd.check_every) == (
+        [1e-3, 1e-2, 1e-1],
+        [8],
+        256,
+        64,
+    )
+    assert (measured.k, measured.splits, measured.tasks[0].test_rows) == ([16, 64], [13, 21, 42], 500)
 
 
 def test_every_task_has_rows_on_the_hub_and_in_a_folder(tmp_path: Path) -> None:
