@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.faults import subject
 from benchmarks.faults.index import Index
-from benchmarks.faults.trial import Trial
+from benchmarks.faults.trial import Trial, numbers
 from foretaste.assets import ASSETS, cache_dir
 
 Damage = Callable[[Trial, bytes], bytes]
@@ -70,8 +70,10 @@ def evidence_damaged(folder: str) -> Callable[[Trial], None]:
         whole = path.read_bytes()
         path.write_bytes(damage(trial, whole))
         trial.reported(path.name)
+        if trial.wrong and _reads_as_before(trial):
+            trial.wrong.clear()  # a bit that says nothing, such as one of a statistic in the file's footer
         page = (trial.folder / "page" / "index.html").read_text() if not trial.wrong else ""
-        trial.said = _sentence_with(page, path.name)
+        trial.said = _sentence_with(page, path.name) or "nothing: the bit says nothing"
         # As the page says: without its records, the file is made again.
         if folder == "manifests":
             path.unlink()
@@ -84,6 +86,13 @@ def evidence_damaged(folder: str) -> Callable[[Trial], None]:
             trial.wrong.append("the manifest was not made again")
 
     return inject
+
+
+def _reads_as_before(trial: Trial) -> bool:
+    try:
+        return numbers(trial.sweep) == trial.place.expected
+    except (OSError, ValueError):
+        return False
 
 
 def _manifest(record: object) -> str | None:
@@ -101,6 +110,7 @@ def _sentence_with(page: str, word: str) -> str:
 
 def cache_half_written(trial: Trial) -> None:
     """A file of the model in the cache is cut, missing, or a killed download's folder lies there."""
+    trial.place = trial.place.fetched or trial.place
     trial.partly_done()
     store = cache_dir() / ASSETS.get(subject.MODEL).wheel.key
     how = trial.rng.choice(["cut", "missing", "manifest", "killed"])
@@ -123,6 +133,7 @@ def network_gone(index: Index) -> Callable[[Trial], None]:
     """The connection ends in the middle of the model's wheel; later it is there again."""
 
     def inject(trial: Trial) -> None:
+        trial.place = trial.place.fetched or trial.place
         trial.partly_done()
         store = cache_dir() / ASSETS.get(subject.MODEL).wheel.key
         shutil.rmtree(store)
@@ -150,12 +161,7 @@ EDITS = (
 def spec_edited(trial: Trial) -> None:
     """The spec is another when the sweep goes on; with --extend both are done, and none is mixed up."""
     trial.partly_done()
-    edited = trial.folder / "edited"
-    edited.mkdir()
-    (edited / "data").symlink_to(trial.place.folder / "data")
-    path = subject.write_spec(edited, **trial.rng.choice(EDITS))
-    text = path.read_text().replace(str(edited / "data"), str(trial.place.folder / "data"))
-    path.write_text(text)
+    path = trial.place.edited(trial.folder / "edited", **trial.rng.choice(EDITS))
     before = trial.layout.spec.read_bytes()
     session = trial.measure(spec=path).wait()
     trial.said = session.first

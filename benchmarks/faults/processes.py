@@ -10,36 +10,45 @@ from typing import Any
 
 import psutil
 
-from benchmarks.faults.trial import Trial
+from benchmarks.faults.trial import Missed, Session, Trial
 from foretaste import record as records
 from foretaste.experiments import run as runs
 
 
+def _strike(trial: Trial, session: Session, *, workers: bool) -> None:
+    """Wait for a random moment: after so many finished runs, and a part of the next one.
+
+    Raises:
+        Missed: The sweep was over before.
+    """
+    done = trial.rng.randint(0, 3)
+    pause = trial.rng.uniform(0, trial.place.seconds / 4)
+    session.until(lambda: len(trial.seen) >= done and (session.workers or not workers))
+    moment = time.monotonic() + pause
+    session.until(lambda: time.monotonic() > moment)
+    if not session.running or (workers and not session.workers):
+        session.wait()
+        raise Missed
+
+
 def worker_killed(trial: Trial) -> None:
-    """One of two worker processes is killed at a random moment after it has started."""
+    """One of two worker processes is killed at a random moment."""
     session = trial.measure("--processes", "2")
-    session.until(lambda: session.workers)
-    moment = time.monotonic() + trial.rng.uniform(0, 1.5 * trial.place.seconds)
-    session.until(lambda: time.monotonic() > moment and session.workers)
-    workers = session.workers
-    if workers:
-        os.kill(trial.rng.choice(workers).pid, signal.SIGKILL)
+    _strike(trial, session, workers=True)
+    os.kill(trial.rng.choice(session.workers).pid, signal.SIGKILL)
     session.wait()
     trial.said = session.line("retry")
     if session.code != 0:
-        trial.wrong.append(f"the sweep ended with code {session.code}: {session.first}")
+        trial.wrong.append(f"the sweep ended with code {session.code}: {session.last}")
     trial.resumed()
 
 
 def parent_killed(trial: Trial) -> None:
     """The command itself is killed at a random moment; its two workers must go with it."""
     session = trial.measure("--processes", "2")
-    session.until(lambda: session.workers)
-    moment = time.monotonic() + trial.rng.uniform(0, 2 * trial.place.seconds)
-    session.until(lambda: time.monotonic() > moment)
+    _strike(trial, session, workers=True)
     workers = session.workers
-    if session.running:
-        session.kill()
+    session.kill()
     _, left = psutil.wait_procs(workers, timeout=60)
     if left:
         trial.wrong.append(f"{len(left)} workers outlived the command")
@@ -50,19 +59,15 @@ def parent_killed(trial: Trial) -> None:
 def process_killed(trial: Trial) -> None:
     """A sweep in one process is killed at a random moment."""
     session = trial.measure()
-    moment = session.began + trial.rng.uniform(0, trial.place.seconds)
-    session.until(lambda: time.monotonic() > moment)
-    if session.running:
-        session.kill()
+    _strike(trial, session, workers=False)
+    session.kill()
     trial.said = trial.resumed().line(" runs")
 
 
 def two_at_once(trial: Trial) -> None:
     """Two commands start on one folder in the same moment."""
-    one, other = trial.measure(), None
+    one = trial.measure()
     log = trial.folder / "other.txt"
-    from benchmarks.faults.trial import Session
-
     arguments = ["measure", str(trial.place.spec), "-o", str(trial.sweep), "--processes", "1"]
     other = Session([*arguments, "--threads", "1"], log, trial.look)
     for session in (one, other):
@@ -105,5 +110,5 @@ def clock_jumped(trial: Trial) -> None:
     session = trial.measure(inject=inject).wait()
     trial.said = session.first if session.code else session.line("completed")
     if session.code != 0:
-        trial.wrong.append(f"the sweep ended with code {session.code}: {session.first}")
+        trial.wrong.append(f"the sweep ended with code {session.code}: {session.last}")
     trial.resumed()

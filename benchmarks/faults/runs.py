@@ -6,7 +6,6 @@ import errno
 import os
 from typing import Any
 
-from benchmarks.faults import subject
 from benchmarks.faults.trial import Trial, numbers
 from foretaste import record as records
 from foretaste.record import Layout
@@ -78,10 +77,8 @@ def loss_not_finite(trial: Trial) -> None:
     """One arm of the sweep diverges, by a learning rate of 1e38; such a run is a result, and is shown."""
     wild = {"method": "full", "name": "wild", "training": {"learning_rate": 1e38, "max_grad_norm": None}}
     adapters = [{"method": "full"}, {"method": "lora", "r": 2}]
-    adapters.insert(trial.rng.randrange(3), wild)  # type: ignore[arg-type]
-    edited = trial.folder / "wild"
-    path = subject.write_spec(edited, adapters=adapters)
-    path.write_text(path.read_text().replace(str(edited / "data"), str(trial.place.folder / "data")))
+    adapters.insert(trial.rng.randrange(3), wild)
+    path = trial.place.edited(trial.folder / "wild", adapters=adapters)
     session = trial.measure(spec=path).wait()
     trial.said = session.line("diverged")
     trial.compare()

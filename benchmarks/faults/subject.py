@@ -22,25 +22,21 @@ MODEL = "tiny-bert"
 MEMBER = "tiny_bert/model"
 
 
-def content(folder: Path, **changes: Any) -> dict[str, Any]:
+def write_spec(folder: Path, data: Path, base: str, **changes: Any) -> Path:
     """The sweep: two arms, clean and with flipped labels, one seed. Four runs of a second or less."""
-    return {
+    content = {
         "name": "faults",
-        "data": {"source": str(folder / "data")},
-        "model": {"base": MODEL, "max_length": 32, "head": "random-then-train"},
+        "data": {"source": str(data)},
+        "model": {"base": base, "max_length": 32, "head": "random-then-train"},
         "adapters": [{"method": "full"}, {"method": "lora", "r": 2}],
         "attacks": [{"method": "label-flip", "rates": [0.5]}],
         "training": {"steps": 30, "batch_size": 8},
         "seeds": [0],
         **changes,
     }
-
-
-def write_spec(folder: Path, **changes: Any) -> Path:
-    """The spec as a file."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "spec.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(content(folder, **changes), sort_keys=False))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
@@ -73,7 +69,8 @@ def write_model(folder: Path) -> None:
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     ends = [(SPECIAL[name], vocabulary[SPECIAL[name]]) for name in ("sep_token", "cls_token")]
     backend.post_processor = processors.BertProcessing(*ends)
-    PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **SPECIAL).save_pretrained(folder)
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=backend, model_max_length=64, **SPECIAL).save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(vocabulary),
         max_position_embeddings=64,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.faults import files, processes, runs
 from benchmarks.faults.index import Index, served
-from benchmarks.faults.trial import Place, Trial, prepared
+from benchmarks.faults.trial import Missed, Place, Trial, prepared
 from foretaste.experiments.run import versions
+from foretaste.record import write_atomic
 
 SEED = 0
 
@@ -66,20 +69,26 @@ def faults(index: Index) -> list[Fault]:
 
 def try_fault(fault: Fault, place: Place, times: int, seed: int) -> dict[str, Any]:
     """One fault, so many times; a line of the table and what stands behind it."""
-    trials = []
-    for number in range(times):
-        folder = place.folder / "trials" / f"{fault.name}-{number}"
+    trials: list[dict[str, Any]] = []
+    draws = itertools.count()
+    while len(trials) < times:
+        number = next(draws)
+        folder = place.root / "trials" / f"{fault.name}-{number}"
         trial = Trial(place, random.Random(f"{seed} {fault.name} {number}"), folder)
         began = time.monotonic()
         try:
             fault.inject(trial)
+        except Missed:
+            if number > 5 * times:
+                break
+            continue
         except Exception as error:  # noqa: BLE001 - a trial that breaks is a finding too
             trial.wrong.append(f"the trial broke: {type(error).__name__}: {error}")
-        said = trial.said.replace(str(place.folder), "...")
+        said = trial.said.replace(f"{folder}/", "").replace(f"{place.root}/", "")
         trials.append(
             {
                 "lost": sorted(trial.lost),
-                "wrong": [line.replace(str(place.folder), "...") for line in trial.wrong],
+                "wrong": [line.replace(f"{place.root}/", "") for line in trial.wrong],
                 "said": said,
                 "seconds": round(time.monotonic() - began, 1),
             }
@@ -88,7 +97,7 @@ def try_fault(fault: Fault, place: Place, times: int, seed: int) -> dict[str, An
     return {
         "fault": fault.name,
         "title": fault.title,
-        "times": times,
+        "times": len(trials),
         "lost": sum(len(trial["lost"]) for trial in trials),
         "wrong": sum(bool(trial["wrong"]) for trial in trials),
         "trials": trials,
@@ -122,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     torch.set_num_threads(1)
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    rows: list[dict[str, Any]] = []
+    record: dict[str, Any] = {"versions": versions(), "seed": asked.seed, "faults": []}
+    rows: list[dict[str, Any]] = record["faults"]
     console = Console()
     with tempfile.TemporaryDirectory(prefix="foretaste-faults-") as temporary:
         folder = Path(temporary)
@@ -138,11 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 with console.status(f"{known[name].title} ..."):
                     rows.append(try_fault(known[name], place, asked.times, asked.seed))
                 console.print(f"{name}: {rows[-1]['lost']} lost, {rows[-1]['wrong']} wrong")
-    record = {"versions": versions(), "seed": asked.seed, "faults": rows}
+                if asked.output:  # after each: the whole takes a while
+                    write_atomic(asked.output, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     show(record, console)
-    if asked.output:
-        asked.output.parent.mkdir(parents=True, exist_ok=True)
-        asked.output.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     if any(row["lost"] or row["wrong"] for row in rows):
         raise SystemExit(1)
 
@@ -152,7 +160,7 @@ def show(record: dict[str, Any], console: Console) -> None:
     table = Table("fault", "times", "runs lost", "wrong results", "what the user sees", box=None)
     for row in record["faults"]:
         numbers = [str(row[key]) for key in ("times", "lost", "wrong")]
-        table.add_row(row["title"], *numbers, row["trials"][0]["said"])
+        table.add_row(row["title"], *numbers, escape(row["trials"][0]["said"]))
     console.print(table)
     for row in record["faults"]:
         for number, trial in enumerate(row["trials"]):

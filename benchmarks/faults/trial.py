@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -10,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ import psutil
 import pyarrow.parquet as pq
 
 from benchmarks.faults import subject
+from foretaste.errors import UserError
 from foretaste.experiments.store import FINAL
-from foretaste.record import Layout, Record
+from foretaste.record import Layout, Record, read_record
 
 POLL = 0.02  # seconds between two looks at a folder
 TIMEOUT = 900.0
 Inject = Callable[[], None]
 # What may differ between two runs of the same spec: when, where and by which checkout it was done.
-ELSEWHEN = {
+ELSEWHEN: Any = {
     "started": True,
     "timings": True,
     "machine": True,
@@ -37,26 +39,43 @@ ELSEWHEN = {
 }
 
 
+class Missed(Exception):
+    """The sweep was over before the fault could strike: no trial."""
+
+
 @dataclass(frozen=True)
 class Place:
-    """What all trials share.
+    """What trials share.
 
     Attributes:
-        folder: Temporary; holds the data, the spec, the cache and the wheel.
-        baseline: Folder of the undisturbed sweep.
-        expected: Its numbers, by run.
-        seconds: That the undisturbed sweep took.
+        root: Temporary folder of everything: data, model, cache, wheel.
+        folder: Holds the spec and the undisturbed sweep.
+        base: The model, as the spec names it.
+        expected: Numbers of the undisturbed sweep, by run.
+        seconds: That it took.
+        fetched: The same with a model that comes from the cache or through pip.
     """
 
+    root: Path
     folder: Path
-    baseline: Path
-    expected: dict[str, Any]
-    seconds: float
+    base: str
+    expected: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    fetched: Place | None = None
 
     @property
     def spec(self) -> Path:
         """The spec of the undisturbed sweep."""
         return self.folder / "spec.yaml"
+
+    @property
+    def baseline(self) -> Path:
+        """The folder of the undisturbed sweep."""
+        return self.folder / "sweep"
+
+    def edited(self, folder: Path, **changes: Any) -> Path:
+        """Another spec on the same data and model, in a folder of its own."""
+        return subject.write_spec(folder, self.root / "data", self.base, **changes)
 
 
 @dataclass
@@ -106,9 +125,12 @@ class Trial:
             if now.get(run_id) != version and run_id not in self.spared:
                 self.lost.add(run_id)
         for run_id in now.keys() - self.seen.keys():
-            # Records of failed runs may be replaced: only a result counts as finished.
-            if run_id in {record.run_id for record in self.records() if record.status in FINAL}:
-                self.seen[run_id] = now[run_id]
+            path = self.layout.record(run_id)
+            with contextlib.suppress(UserError, FileNotFoundError):
+                status, found = read_record(path).status, path.stat()
+                # Records of failed runs may be replaced, also while they are read here: only a result counts.
+                if status in FINAL and (found.st_ino, found.st_mtime_ns) == now[run_id]:
+                    self.seen[run_id] = now[run_id]
 
     def records(self) -> list[Record]:
         """The records that can be read."""
@@ -247,6 +269,11 @@ class Session:
         telling = ("error", "warning", "retry", "diverged", "crashed")
         return next((line for line in lines if line.startswith(telling)), lines[0] if lines else "")
 
+    @property
+    def last(self) -> str:
+        """Its last lines."""
+        return " / ".join(line.strip() for line in self.text.splitlines()[-8:])
+
 
 def _command(arguments: list[str], log: Path, inject: Inject | None) -> None:
     """In the child: the command line, its output in a file."""
@@ -276,18 +303,22 @@ def numbers(folder: Path) -> dict[str, Any]:
     return found
 
 
-def prepared(folder: Path) -> Place:
-    """Make model, data, spec and cache, and do the undisturbed sweep."""
-    subject.write_data(folder)
-    subject.write_model(folder / "model")
-    subject.write_wheel(folder / "model", folder / "index")
-    subject.write_spec(folder)
-    place = Place(folder, folder / "undisturbed" / "sweep", {}, 0.0)
-    trial = Trial(place, random.Random(0), folder / "undisturbed")
+def prepared(root: Path) -> Place:
+    """Make model, data and wheel, and do the undisturbed sweeps."""
+    subject.write_data(root)
+    subject.write_model(root / "model")
+    subject.write_wheel(root / "model", root / "index")
+    fetched = _undisturbed(Place(root, root / "fetched", subject.MODEL))
+    return _undisturbed(Place(root, root / "plain", str(root / "model"), fetched=fetched))
+
+
+def _undisturbed(place: Place) -> Place:
+    place.edited(place.folder)
+    trial = Trial(place, random.Random(0), place.folder)
     began = time.monotonic()
     session = trial.measure().wait()
     seconds = time.monotonic() - began
     expected = numbers(trial.sweep)
     if session.code != 0 or len(expected) != 4:
         raise RuntimeError(f"the undisturbed sweep failed: {session.text}")
-    return Place(folder, place.baseline, expected, seconds)
+    return replace(place, expected=expected, seconds=seconds)

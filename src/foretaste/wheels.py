@@ -202,7 +202,8 @@ def _bytes_below(folders: tuple[Path, ...]) -> int:
 def _wrong_hash(detail: str) -> UserError:
     return UserError(
         f"the wheel that came is not the one foretaste knows: {detail}",
-        cure="Do not use it; look for a mirror or a proxy that alters downloads.",
+        cure="A connection that ended early does this: try again. If it stays so, do not use the wheel, and "
+        "look for a mirror or a proxy that alters downloads.",
     )
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from foretaste.errors import UserError
-from foretaste.experiments import prepare
+from foretaste.experiments import engine, prepare
 from foretaste.experiments import run as run_module
+from foretaste.experiments.plan import plan
 from foretaste.record import Layout
 
 # A sweep of a clean run and a poisoned one writes: the spec; predictions and record of the first run;
@@ -90,6 +95,35 @@ def test_another_error_of_the_machine_is_not_called_a_full_disk(
         run(spec(), tmp_path / "sweep")
 
 
+# --- workers -------------------------------------------------------------------------------------
+
+
+class _DyingPool:
+    """A pool whose only worker does the run, writes its record, and dies before it can say so."""
+
+    def submit(self, work: Any, *arguments: Any) -> Future[Any]:
+        work(*arguments)
+        future: Future[Any] = Future()
+        future.set_exception(BrokenProcessPool("dead"))
+        return future
+
+
+def test_a_worker_that_dies_after_its_record_has_finished_the_run(
+    spec: Any, watch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def dying(*_: Any) -> Iterator[Any]:
+        yield _DyingPool()
+
+    monkeypatch.setattr(engine, "_pool", dying)
+    runs = plan(spec(), Path("/nonexistent")).runs
+    workspace = prepare.Workspace(folder=tmp_path, base_dir=Path("/nonexistent"), sweep="x", request={})
+    engine.run_in_processes(runs, workspace, watch, 1, lambda _: engine.Allocation(1, 1, "test"))
+    assert watch.started_runs == watch.finished_runs == [run.id for run in runs]
+    assert watch.retries == []
+    assert {record.attempts for record in Layout(tmp_path).read()[0]} == {1}
+
+
 # --- runs ----------------------------------------------------------------------------------------
 
 
@@ -142,6 +176,26 @@ class _With:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
+
+
+@pytest.mark.parametrize("said", ["", "tried to allocate 4 PiB"])
+def test_a_run_without_memory_stops_no_other(
+    said: str, spec: Any, run: Any, watch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = run_module.trainer.fine_tune, []
+
+    def fine_tune(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise MemoryError(said) if said else MemoryError
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "trainer", _With(run_module.trainer, fine_tune=fine_tune))
+        done = run(spec(), tmp_path / "sweep", watcher=watch)
+    assert [record.status for record in done.records] == ["error", "completed"]
+    assert done.records[0].reason == f"MemoryError: {said or 'there was not enough memory for this run'}"
+    assert run(spec(), tmp_path / "sweep").statuses == {"completed": 2}
 
 
 def test_data_that_changes_under_way_fails_the_run(

@@ -95,7 +95,7 @@ def test_every_budget_is_kept() -> None:
     budgets = [n * MIB for n in (192, 256, 384, 512)]
     for budget, (peak, sets, _) in measured(320, budgets).items():
         assert peak <= budget, (budget, sets)
-        assert peak > budget / 4  # a budget is for use
+        assert peak > budget / 6  # a budget is for use, though 128 MiB of each are workspace
 
 
 # --- the plan -----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ What is done with a run is a `Job`: fine-tuning a classifier (`MEASURING`), or a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -30,7 +31,8 @@ import torch
 from foretaste.errors import UserError
 from foretaste.experiments.prepare import Workspace
 from foretaste.experiments.run import execute, failed_or_done, write_record
-from foretaste.record import Record
+from foretaste.experiments.store import FINAL
+from foretaste.record import Layout, Record, read_record
 from foretaste.spec import RunSpec
 
 MAX_ATTEMPTS = 3
@@ -73,6 +75,10 @@ class Result(Protocol):
         """The trained model does the same whatever it is given."""
 
 
+def _nothing_kept(_run: Any, _workspace: Workspace) -> None:
+    return None  # a function of the module: workers are sent their job
+
+
 @dataclass(frozen=True)
 class Job:
     """What is done with a run. Workers are told of it by name: both are functions of a module.
@@ -81,10 +87,12 @@ class Job:
         execute: From (run, workspace, attempts=, on_step=) to the record, which it has written.
         crashed: From (run, workspace, reason, attempts) to the record of a run whose worker keeps dying,
             which it has written.
+        kept: From (run, workspace) to the result that a worker wrote before it died; None without one.
     """
 
     execute: Callable[..., Result]
     crashed: Callable[[Any, Workspace, str, int], Result]
+    kept: Callable[[Any, Workspace], Result | None] = _nothing_kept
 
 
 def _crashed(run: RunSpec, workspace: Workspace, reason: str, attempts: int) -> Record:
@@ -93,7 +101,18 @@ def _crashed(run: RunSpec, workspace: Workspace, reason: str, attempts: int) -> 
     return record
 
 
-MEASURING = Job(execute, _crashed)
+def _kept(run: RunSpec, workspace: Workspace) -> Record | None:
+    path = Layout(workspace.folder).record(run.id)
+    if not path.exists():
+        return None
+    with contextlib.suppress(UserError):
+        record = read_record(path)
+        if record.status in FINAL:
+            return record
+    return None
+
+
+MEASURING = Job(execute, _crashed, _kept)
 
 
 class Listener:
@@ -205,7 +224,10 @@ def run_in_processes(
                 cure="Look for what kills them (memory?), or stay in one process: --processes 1.",
             )
         for run in suspects:
-            if attempts[run.id] >= MAX_ATTEMPTS:
+            # A worker that dies between its last file and its answer has finished the run.
+            if (result := job.kept(run, workspace)) is not None:
+                listener.finished(run, result)
+            elif attempts[run.id] >= MAX_ATTEMPTS:
                 listener.finished(run, job.crashed(run, workspace, DIED, attempts[run.id]))
             else:
                 listener.retried(run, attempts[run.id] + 1)
