@@ -19,7 +19,7 @@ import foretaste
 SOURCE = Path(foretaste.__file__).parent
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "registry", "seeds"),
-    ("spec", "specfile", "record", "sealing", "assets", "wheels", "locks"),
+    ("spec", "specfile", "record", "sealing", "attempt", "assets", "wheels", "locks"),
     ("theory", "data", "statistics"),
     ("attacks", "models", "calibration"),
     ("kernels", "training"),

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from foretaste.cli.app import read_spec
+from foretaste.cli.options import read_spec
 from foretaste.experiments import run as run_module
 from foretaste.record import Layout
+from foretaste.spec import MeasureSpec
 
 ALONE = ("--processes", 1, "--threads", 1)
 
@@ -91,7 +92,7 @@ def test_a_folder_of_the_presets_name_does_not_hide_the_preset(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quickstart").mkdir()
-    spec, base_dir = read_spec("quickstart")
+    spec, base_dir = read_spec("quickstart", MeasureSpec)
     assert (spec.name, base_dir) == ("quickstart", tmp_path)
     (tmp_path / "plain").write_text("name: x\n")
     assert "'data' is missing" in cli("measure", "plain").err

@@ -42,7 +42,7 @@ from foretaste.spec import MeasureSpec
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'foretaste[ray]'")
 
-from foretaste.experiments import ray_engine  # noqa: E402 - needs Ray
+from foretaste.experiments import ray_engine, ray_nodes  # noqa: E402 - needs Ray
 
 NOWHERE = Path("/nonexistent")
 # Ray leaves pipes and sockets of its own processes to the garbage collector, and warns of its own plans.
@@ -57,7 +57,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Of a Ray on this machine with two CPUs; this process is connected to it, too."""
-    with ray_engine.connected(clusters.Cluster(), cpus=2):
+    with ray_nodes.connected(clusters.Cluster(), cpus=2):
         yield ray.get_runtime_context().gcs_address
 
 
@@ -292,7 +292,7 @@ def test_a_node_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def problem(**changes: Any) -> str:
         asked = {"token": token, "answer": "answer", "names": [], "base_dir": tmp_path, "wanted": own}
-        return str(ray_engine.look(**asked | changes))
+        return str(ray_nodes.look(**asked | changes))
 
     assert "does not see the folder of the sweep" in problem()
     token.write_text("")
@@ -335,9 +335,9 @@ def test_the_share_of_a_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """CPUs and GPUs of a run, and how many the nodes take at once."""
-    monkeypatch.setattr(ray_engine, "alive_nodes", lambda: nodes)
-    demand = ray_engine.Demand(22_700_000, [], devices)  # 0.8 GB and 20 bytes for a parameter: 1.25 GB
-    share = ray_engine.share_of(demand, runs, asked.get("processes"), asked.get("threads"))
+    monkeypatch.setattr(ray_nodes, "alive_nodes", lambda: nodes)
+    demand = clusters.Demand(22_700_000, [], devices)  # 0.8 GB and 20 bytes for a parameter: 1.25 GB
+    share = ray_nodes.share_of(demand, runs, asked.get("processes"), asked.get("threads"))
     assert (share.cpus, share.gpus, sum(share.fits(n) for n in nodes)) == expected
 
 
@@ -356,15 +356,15 @@ def test_no_node_is_large_enough(
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ray_engine, "alive_nodes", lambda: nodes)
+    monkeypatch.setattr(ray_nodes, "alive_nodes", lambda: nodes)
     with pytest.raises(UserError, match=message):
-        ray_engine.share_of(ray_engine.Demand(1, [], devices), 1, None, asked.get("threads"))
+        ray_nodes.share_of(clusters.Demand(1, [], devices), 1, None, asked.get("threads"))
 
 
 def test_a_model_in_memory_is_refused(spec: Any, tmp_path: Path) -> None:
     runs = plan(spec(), NOWHERE).runs
     space = Workspace(tmp_path, tmp_path, "", {}, Resources(data=object()))  # type: ignore[arg-type]
-    demand = ray_engine.Demand(1, [], {"cpu"})
+    demand = clusters.Demand(1, [], {"cpu"})
     with pytest.raises(UserError, match="in memory cannot be sent"):
         ray_engine.run(runs, space, experiment.Watcher(), clusters.Cluster(), demand)
 
@@ -379,8 +379,8 @@ def test_a_model_in_memory_is_refused(spec: Any, tmp_path: Path) -> None:
 )
 def test_no_cluster_at_the_address(where: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Known at once: Ray itself would try for minutes."""
-    monkeypatch.setattr(ray_engine.ray, "is_initialized", lambda: False)
-    with pytest.raises(UserError, match=message), ray_engine.connected(clusters.Cluster(where)):
+    monkeypatch.setattr(ray_nodes.ray, "is_initialized", lambda: False)
+    with pytest.raises(UserError, match=message), ray_nodes.connected(clusters.Cluster(where)):
         pass
 
 

@@ -605,7 +605,7 @@ def test_extend_adds_what_is_new(folder: Path, spec: Any, finished: Any) -> None
 
 def test_a_folder_of_classifiers_is_refused(spec: Any, tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text('{"name": "measure", "attacks": []}')
-    with pytest.raises(UserError, match="a sweep of classifiers"):
+    with pytest.raises(UserError, match="a sweep of another kind"):
         run(spec(), tmp_path, extend=True)
 
 

@@ -16,7 +16,19 @@ from foretaste.cli.export import export_app
 from foretaste.cli.fewshot import fewshot
 from foretaste.cli.forecast import forecast
 from foretaste.cli.instruct import instruct
-from foretaste.cli.options import Address, Engine
+from foretaste.cli.options import (
+    Address,
+    DryRun,
+    Engine,
+    Extend,
+    Images,
+    Json,
+    Output,
+    Processes,
+    Spec,
+    Threads,
+    read_spec,
+)
 from foretaste.cli.reproduce import reproduce
 from foretaste.cli.theory import theory_app
 from foretaste.cli.trajectory import trajectory
@@ -43,9 +55,6 @@ INTERRUPTED = 130
 out = Console()
 err = Console(stderr=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
-Spec = Annotated[str, typer.Argument(help="A YAML file, or the name of a preset (`foretaste list presets`).")]
-
 
 def main() -> None:
     """Run the command line; a user's error is one line and exit code 2."""
@@ -66,36 +75,14 @@ def _escape(text: str) -> str:
     return escape(text)
 
 
-def read_spec(name: str) -> tuple[MeasureSpec, Path]:
-    """The spec in a file or preset, and the folder that its relative paths start from.
-
-    Raises:
-        UserError: There is no such file or preset, or it is not a valid spec.
-    """
-    from foretaste import presets, specfile
-
-    path = Path(name)
-    if path.suffix in {".yaml", ".yml"} or path.is_file():
-        return specfile.load(path, MeasureSpec), path.resolve().parent
-    return specfile.parse(presets.read(name), MeasureSpec, origin=f"preset {name}"), Path.cwd()
-
-
 @app.command(epilog="Example: `foretaste measure quickstart -o runs/quickstart`")
 def measure(
     spec: Spec,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder of the sweep; runs/NAME by default.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the runs and the expected time; do nothing.")
-    ] = False,
-    extend: Annotated[
-        bool, typer.Option("--extend", help="Add to a folder that holds a different spec.")
-    ] = False,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes; measured by default.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each process.")] = None,
+    output: Output = None,
+    dry_run: DryRun = False,
+    extend: Extend = False,
+    processes: Processes = None,
+    threads: Threads = None,
     engine: Engine = "local",
     address: Address = None,
     json_output: Json = False,
@@ -107,14 +94,14 @@ def measure(
     from foretaste.training import ranks
 
     where = cluster.chosen(engine, address)
-    content, base_dir = read_spec(spec)
+    content, base_dir = read_spec(spec, MeasureSpec)
     folder = output or Path("runs") / content.name
     display.pull_assets([content.model.base, content.data.source], err)
     if dry_run:
         with err.status("Reading data and model ..."):
             preview = experiment.preview(content, folder, base_dir=base_dir)
         if json_output:
-            print_json(display.preview_json(preview))
+            print_json({**display.preview_json(preview), "truncated_training_rows": preview.truncated})
         else:
             display.show_preview(preview, out)
         return
@@ -141,16 +128,14 @@ def measure(
 @app.command(epilog="Example: `foretaste predict quickstart -o runs/quickstart`")
 def predict(
     spec: Spec,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder of the sweep; runs/NAME by default.")
-    ] = None,
+    output: Output = None,
     json_output: Json = False,
 ) -> None:
     """Predict every cell of SPEC from the untrained model and the training data; no run is done."""
     from foretaste.cli import display, foretold
     from foretaste.experiments.predict import predict as run
 
-    content, base_dir = read_spec(spec)
+    content, base_dir = read_spec(spec, MeasureSpec)
     folder = output or Path("runs") / content.name
     display.pull_assets([content.model.base, content.data.source], err)
     with display.kernel_progress(err, quiet=json_output) as on_progress:
@@ -164,9 +149,7 @@ def predict(
 @app.command(epilog="Example: `foretaste audit quickstart -o runs/quickstart`")
 def audit(
     spec: Spec,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder of the sweep; runs/NAME by default.")
-    ] = None,
+    output: Output = None,
     measure: Annotated[
         str,
         typer.Option(
@@ -183,13 +166,9 @@ def audit(
             "'asr_margin>0.2'. May be repeated.",
         ),
     ] = None,
-    extend: Annotated[
-        bool, typer.Option("--extend", help="Add to a folder that holds a different spec.")
-    ] = False,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes; measured by default.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each process.")] = None,
+    extend: Extend = False,
+    processes: Processes = None,
+    threads: Threads = None,
     engine: Engine = "local",
     address: Address = None,
     json_output: Json = False,
@@ -206,7 +185,7 @@ def audit(
     where = cluster.chosen(engine, address)
     if measure not in get_args(experiment.Part):
         raise unknown("part to measure", measure, get_args(experiment.Part), where="--measure")
-    content, base_dir = read_spec(spec)
+    content, base_dir = read_spec(spec, MeasureSpec)
     conditions = gate.read(fail_if or [], content, measure)
     folder = output or Path("runs") / content.name
     display.pull_assets([content.model.base, content.data.source], err)
@@ -262,7 +241,7 @@ def kernel(
     from foretaste.experiments.kernel import kernel as compute
 
     where = cluster.chosen(engine, address)
-    content, base_dir = read_spec(spec)
+    content, base_dir = read_spec(spec, MeasureSpec)
     if memory is not None:
         settings = content.kernel.model_copy(update={"memory": memory})
         content = content.model_copy(update={"kernel": settings})
@@ -316,7 +295,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder of the page; FOLDER/report by default.")
     ] = None,
-    images: Annotated[bool, typer.Option(help="Also write each figure as PNG, SVG and PDF.")] = True,
+    images: Images = True,
     json_output: Json = False,
 ) -> None:
     """Make one offline HTML page, figures and tables from the records in FOLDERS."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -154,14 +155,41 @@ def show_preview(preview: Preview, console: Console) -> None:
     for cell, runs in cells.items():
         table.add_row(*map(escape, cell), str(len(runs)), str(sum(run.id in missing for run in runs)))
     console.print(table)
-    for note in preview.plan.notes:
-        console.print(f"[dim]note[/] {escape(note)}", highlight=False)
-    if preview.truncated:
-        console.print(f"{preview.truncated} training rows are cut at max_length.")
+    notes = [f"{preview.truncated} training rows are cut at max_length"] if preview.truncated else []
+    show_plan(preview, console, "parallel processes are chosen when the sweep starts", notes)
+
+
+class Foreseen(Protocol):
+    """What a preview of any kind of sweep tells."""
+
+    @property
+    def plan(self) -> Planned:
+        """All runs."""
+
+    @property
+    def missing(self) -> Sequence[Run]:
+        """Those that have no result yet."""
+
+    @property
+    def seconds(self) -> float:
+        """Expected time of these."""
+
+
+def show_plan(preview: Foreseen, console: Console, estimate: str | None, notes: Sequence[str] = ()) -> None:
+    """The lines below the table of a preview: notes, runs to do, and how long they will take.
+
+    Args:
+        preview: Of any kind of sweep.
+        console: Where to.
+        estimate: What else the estimate goes by.
+        notes: Further ones.
+    """
+    for note in [*preview.plan.notes, *notes]:
+        console.print(f"[dim]note[/] {escape(note)}", highlight=False, soft_wrap=True)
+    by = "estimated from its matrix speed" + (f"; {estimate}" if estimate else "")
     console.print(
         f"{len(preview.missing)} of {len(preview.plan.runs)} runs to do, about "
-        f"[bold]{duration(preview.seconds)}[/] one after another on this machine "
-        "(estimated from its matrix speed; parallel processes are chosen when the sweep starts)."
+        f"[bold]{duration(preview.seconds)}[/] one after another on this machine ({by})."
     )
 
 
@@ -172,24 +200,34 @@ def _cell(run: RunSpec) -> tuple[str, str, str]:
     return run.adapter.name, run.attack.name, amount
 
 
-def preview_json(preview: Preview) -> dict[str, Any]:
-    """The plan for a program."""
+def preview_json(preview: Foreseen) -> dict[str, Any]:
+    """The plan of any kind of sweep, for a program."""
     return {
         "runs": [{"id": run.id, "label": run.label} for run in preview.plan.runs],
         "missing": [run.id for run in preview.missing],
         "seconds": round(preview.seconds, 1),
-        "truncated_training_rows": preview.truncated,
-        "notes": preview.plan.notes,
+        "notes": list(preview.plan.notes),
     }
+
+
+def show_statuses(statuses: Mapping[str, int], folder: Path, console: Console, more: str = "") -> None:
+    """How the runs of a sweep ended, and where they lie.
+
+    Args:
+        statuses: Runs by status.
+        folder: Of the sweep.
+        console: Where to.
+        more: Goes behind the counts.
+    """
+    counts = ", ".join(f"{n} {status}" for status, n in sorted(statuses.items())) + more
+    console.print(f"{counts} in [bold]{escape(str(folder))}[/]", highlight=False, soft_wrap=True)
 
 
 def show_measured(measured: Measured, console: Console) -> None:
     """How the runs ended, and what to do next."""
-    counts = ", ".join(f"{n} {status}" for status, n in sorted(measured.statuses.items()))
     collapsed = Counter(record.collapsed for record in measured.records)[True]
-    if collapsed:
-        counts += f", {collapsed} of them collapsed to one class"
-    console.print(f"{counts} in [bold]{escape(str(measured.folder))}[/]", highlight=False, soft_wrap=True)
+    more = f", {collapsed} of them collapsed to one class" if collapsed else ""
+    show_statuses(measured.statuses, measured.folder, console, more)
     console.print(f"Next: foretaste report {escape(str(measured.folder))}", highlight=False, soft_wrap=True)
 
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from foretaste.cli.options import Json, read_spec
+
 if TYPE_CHECKING:
     from foretaste.fewshot.distortion import Distortion
 
@@ -33,18 +35,18 @@ def distortion(
         bool, typer.Option("--uniform", help="Uniform entries of A, as peft draws them, for normal ones.")
     ] = False,
     alpha: Annotated[float, typer.Option(help="LoRA's alpha.")] = 16.0,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+    json_output: Json = False,
 ) -> None:
     """Measure how far LoRA's kernel is from that of full fine-tuning, by rank and scaling.
 
     Beside what is measured stands what the theorem of Malladi et al. (2023) promises at that rank.
     """
     from foretaste.cli import app, display
-    from foretaste.cli.fewshot import _read_spec
     from foretaste.experiments.distortion import distortion as measure
     from foretaste.fewshot.distortion import RANKS
+    from foretaste.fewshot.spec import FewShotSpec
 
-    content, base_dir = _read_spec(spec)
+    content, base_dir = read_spec(spec, FewShotSpec)
     display.pull_assets([content.model.base, *(task.data.source for task in content.tasks)], app.err)
     with display.kernel_progress(app.err, quiet=json_output) as on_progress:
         record = measure(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from foretaste.cli.options import Json
+
 if TYPE_CHECKING:
     from foretaste.interop.entries import Exported
 
@@ -20,7 +22,6 @@ export_app = typer.Typer(
 )
 
 Folders = Annotated[list[Path], typer.Argument(help="Folders of sweeps.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
 
 @export_app.command(epilog="Example: `foretaste export table runs/quickstart -o results.parquet`")

@@ -6,44 +6,46 @@ import statistics
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from foretaste.cli.options import Address, Engine
+from foretaste.cli.options import (
+    Address,
+    DryRun,
+    Engine,
+    Extend,
+    Images,
+    Json,
+    Output,
+    ProcessesForCores,
+    Spec,
+    Threads,
+    read_spec,
+)
 
 if TYPE_CHECKING:
     from foretaste.experiments.fewshot import FewShotPreview, MeasuredFewShot
     from foretaste.fewshot.record import FewShotRecord
-    from foretaste.fewshot.spec import FewShotRun, FewShotSpec
+    from foretaste.fewshot.spec import FewShotRun
 
 # The consoles are in `app`, which adds this command: they are imported where they are used.
 
 
 def fewshot(
-    spec: Annotated[
-        str, typer.Argument(help="A YAML file, or the name of a preset (`foretaste list presets`).")
-    ],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder of the sweep; runs/NAME by default.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the runs and the expected time; do nothing.")
-    ] = False,
-    extend: Annotated[
-        bool, typer.Option("--extend", help="Add to a folder that holds a different spec.")
-    ] = False,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes; one for each core by default.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each process.")] = None,
+    spec: Spec,
+    output: Output = None,
+    dry_run: DryRun = False,
+    extend: Extend = False,
+    processes: ProcessesForCores = None,
+    threads: Threads = None,
     engine: Engine = "local",
     address: Address = None,
-    images: Annotated[bool, typer.Option(help="Also write each figure as PNG, SVG and PDF.")] = True,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+    images: Images = True,
+    json_output: Json = False,
 ) -> None:
     """Fine-tune a language model with prompts on k rows of each class, and solve the same with its kernels.
 
@@ -53,17 +55,18 @@ def fewshot(
     from foretaste.cli import app, display
     from foretaste.experiments import cluster
     from foretaste.experiments import fewshot as experiment
+    from foretaste.fewshot.spec import FewShotSpec
     from foretaste.report import report as make
 
     where = cluster.chosen(engine, address)
-    content, base_dir = _read_spec(spec)
+    content, base_dir = read_spec(spec, FewShotSpec)
     folder = output or Path("runs") / content.name
     display.pull_assets([content.model.base, *(task.data.source for task in content.tasks)], app.err)
     if dry_run:
         with app.err.status("Reading data and model ..."):
             preview = experiment.preview(content, folder, base_dir=base_dir)
         if json_output:
-            app.print_json(preview_json(preview))
+            app.print_json(display.preview_json(preview))
         else:
             show_preview(preview, app.out)
         return
@@ -89,20 +92,9 @@ def fewshot(
         raise typer.Exit(1)
 
 
-def _read_spec(name: str) -> tuple[FewShotSpec, Path]:
-    """The spec in a file or preset, and the folder that its relative paths start from."""
-    from foretaste import presets, specfile
-    from foretaste.fewshot.spec import FewShotSpec
-
-    path = Path(name)
-    if path.suffix in {".yaml", ".yml"} or path.is_file():
-        return specfile.load(path, FewShotSpec), path.resolve().parent
-    return specfile.parse(presets.read(name), FewShotSpec, origin=f"preset {name}"), Path.cwd()
-
-
 def show_preview(preview: FewShotPreview, console: Console) -> None:
     """The plan as a table: one line for each task, k and arm, with the runs that are missing."""
-    from foretaste.cli.display import duration
+    from foretaste.cli.display import show_plan
 
     table = Table("task", "k", "arm", "grid", "runs", "missing", box=None)
     missing = {run.id for run in preview.missing}
@@ -114,13 +106,7 @@ def show_preview(preview: FewShotPreview, console: Console) -> None:
         grid = str(points_of(runs[0]) or "")
         table.add_row(escape(task), str(k), escape(arm), grid, str(len(runs)), str(left))
     console.print(table)
-    for note in preview.plan.notes:
-        console.print(f"[dim]note[/] {escape(note)}", highlight=False, soft_wrap=True)
-    console.print(
-        f"{len(preview.missing)} of {len(preview.plan.runs)} runs to do, about "
-        f"[bold]{duration(preview.seconds)}[/] one after another on this machine "
-        "(estimated from its matrix speed)."
-    )
+    show_plan(preview, console, None)
 
 
 def points_of(run: FewShotRun) -> int:
@@ -133,16 +119,6 @@ def points_of(run: FewShotRun) -> int:
     if isinstance(arm, KernelArm):
         return len(arm.regularisations) * max(1, len(arm.scales)) * max(1, len(arm.gammas))
     return 0
-
-
-def preview_json(preview: FewShotPreview) -> dict[str, Any]:
-    """The plan for a program."""
-    return {
-        "runs": [{"id": run.id, "label": run.label} for run in preview.plan.runs],
-        "missing": [run.id for run in preview.missing],
-        "seconds": round(preview.seconds, 1),
-        "notes": preview.plan.notes,
-    }
 
 
 def measured_json(measured: MeasuredFewShot) -> dict[str, Any]:
@@ -160,6 +136,8 @@ def measured_json(measured: MeasuredFewShot) -> dict[str, Any]:
 
 def show_measured(measured: MeasuredFewShot, console: Console) -> None:
     """Test scores of every task and arm, and how the runs ended."""
+    from foretaste.cli.display import show_statuses
+
     cells = _cells(measured.records)
     arms = list(dict.fromkeys(arm for _, _, arm in cells))
     table = Table("task", "k", "metric", box=None)
@@ -170,8 +148,7 @@ def show_measured(measured: MeasuredFewShot, console: Console) -> None:
         table.add_row(escape(task), str(k), metric, *(_shown(cells.get((task, k, arm), [])) for arm in arms))
     console.print(table)
     console.print("Test scores in per cent: mean over splits (standard deviation, n - 1).", style="dim")
-    counts = ", ".join(f"{count} {status}" for status, count in sorted(measured.statuses.items()))
-    console.print(f"{counts} in [bold]{escape(str(measured.folder))}[/]", highlight=False, soft_wrap=True)
+    show_statuses(measured.statuses, measured.folder, console)
 
 
 def _cells(records: Sequence[FewShotRecord]) -> dict[tuple[str, int, str], list[FewShotRecord]]:

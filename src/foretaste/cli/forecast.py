@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from foretaste.cli.instruct import _read_spec
+from foretaste.cli.options import Json, Output, read_spec
 
 if TYPE_CHECKING:
     from foretaste.instruct.forecast_record import Forecast
@@ -22,15 +22,13 @@ def forecast(
     spec: Annotated[
         str, typer.Argument(help="A YAML file of `foretaste instruct`, or the name of a preset of its kind.")
     ],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder of the sweep; runs/NAME by default.")
-    ] = None,
+    output: Output = None,
     train_rows: Annotated[
         int, typer.Option(min=4, help="Training rows used of each cell, poisoned ones in proportion.")
     ] = 64,
     test_rows: Annotated[int, typer.Option(min=1, help="Requests used of each set.")] = 20,
     memory: Annotated[str, typer.Option(help="For gradients; the model comes on top.")] = "2GiB",
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+    json_output: Json = False,
 ) -> None:
     """Say how far SPEC's poisoned rows push the first word of an answer, from the untrained model alone.
 
@@ -39,8 +37,9 @@ def forecast(
     """
     from foretaste.cli import app, display
     from foretaste.experiments.instruct_forecast import forecast as run
+    from foretaste.instruct.spec import InstructSpec
 
-    content, base_dir = _read_spec(spec)
+    content, base_dir = read_spec(spec, InstructSpec)
     folder = output or Path("runs") / content.name
     display.pull_assets([content.model.base], app.err)
     with display.kernel_progress(app.err, quiet=json_output) as on_progress:

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from foretaste.cli.options import Address, Engine
+from foretaste.cli.options import Address, DryRun, Engine, Images, Json, Processes, Threads
 from foretaste.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -57,20 +57,16 @@ def reproduce(
     verdicts: Annotated[
         bool, typer.Option("--verdicts", help="Print the verdict on each finding of the paper.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the runs and the expected time; do nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     extend: Annotated[
         bool, typer.Option("--extend", help="Add to folders that hold another version of a sweep.")
     ] = False,
-    images: Annotated[bool, typer.Option(help="Also write each figure as PNG, SVG and PDF.")] = True,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes; measured by default.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each process.")] = None,
+    images: Images = True,
+    processes: Processes = None,
+    threads: Threads = None,
     engine: Engine = "local",
     address: Address = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+    json_output: Json = False,
 ) -> None:
     """Measure what a figure or table of the papers is drawn from, and draw it beside what was published.
 

@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from foretaste.cli.options import Json, read_spec
+from foretaste.spec import MeasureSpec
+
 # The consoles and the reader of specs are in `app`, which adds this group: they are imported in the commands.
 
 theory_app = typer.Typer(
     help="What the papers claim, checked and drawn as it should be.", no_args_is_help=True
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
 
 @theory_app.command(epilog="Example: `foretaste theory surface quickstart -o runs/surface`")
@@ -37,7 +38,7 @@ def surface(
     from foretaste.report import theory_surface
     from foretaste.theory.entropy_surface import DEFAULT_K
 
-    content, base_dir = (None, Path.cwd()) if spec is None else app.read_spec(spec)
+    content, base_dir = (None, Path.cwd()) if spec is None else read_spec(spec, MeasureSpec)
     folder = output or Path("runs") / f"{'theory' if content is None else content.name}-surface"
     facts = [("layer", f"{inputs:,} inputs, s = 1"), ("drawn A", "uniform entries, peft's law")]
     points = entropy_surface.of_matrices(inputs)

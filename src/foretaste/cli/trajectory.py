@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from foretaste.cli.options import Extend, Json, Spec, read_spec
+from foretaste.spec import MeasureSpec
+
 # The consoles and the reader of specs are in `app`, which files this command: they are imported in it.
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,25 +25,21 @@ LARGE = 1e9
 
 
 def trajectory(
-    spec: Annotated[
-        str, typer.Argument(help="A YAML file, or the name of a preset (`foretaste list presets`).")
-    ],
+    spec: Spec,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder; runs/NAME-trajectory by default.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the pairs, the steps and the disk they take; do nothing.")
     ] = False,
-    extend: Annotated[
-        bool, typer.Option("--extend", help="Add to a folder that holds a different spec.")
-    ] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")] = False,
+    extend: Extend = False,
+    json_output: Json = False,
 ) -> None:
     """Train every poisoned run of SPEC beside its clean one, and measure how far apart their weights go."""
     from foretaste.cli import app, display
     from foretaste.experiments import trajectory as experiment
 
-    content, base_dir = app.read_spec(spec)
+    content, base_dir = read_spec(spec, MeasureSpec)
     folder = output or Path("runs") / f"{content.name}-trajectory"
     display.pull_assets([content.model.base, content.data.source], app.err)
     if dry_run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -45,6 +45,21 @@ class Cluster:
             )
 
 
+@dataclass(frozen=True)
+class Demand:
+    """What the runs of a sweep want of a node.
+
+    Attributes:
+        parameters: Of the largest model, which decide the memory.
+        names: Model and data as the spec names them; every node must have them.
+        devices: The `device` of each run's training.
+    """
+
+    parameters: int
+    names: Sequence[str]
+    devices: set[str]
+
+
 def chosen(engine: str, address: str | None) -> Cluster | None:
     """The one place that chooses between the engines; None is this machine's processes.
 
@@ -74,15 +89,15 @@ def held(cluster: Cluster | None, cpus: int | None = None) -> Iterator[None]:
 
     Args:
         cluster: Which Ray.
-        cpus: As in `ray_engine.connected`.
+        cpus: As in `ray_nodes.connected`.
 
     Raises:
-        UserError: As `ray_engine.connected`.
+        UserError: As `ray_nodes.connected`.
     """
     if cluster is None:
         yield
         return
-    from foretaste.experiments import ray_engine  # Ray is an extra
+    from foretaste.experiments import ray_nodes  # Ray is an extra
 
-    with ray_engine.connected(cluster, cpus):
+    with ray_nodes.connected(cluster, cpus):
         yield

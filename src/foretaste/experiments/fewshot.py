@@ -2,63 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from foretaste.errors import UserError
-from foretaste.experiments import engine, fewshot_estimate, store
-from foretaste.experiments.cluster import Cluster
+from foretaste.attempt import crashed, write_record
+from foretaste.experiments import engine, fewshot_estimate, store, sweep
+from foretaste.experiments.cluster import Cluster, Demand
 from foretaste.experiments.fewshot_plan import FewShotPlan, plan
 from foretaste.experiments.measure import Watcher
 from foretaste.experiments.prepare import Workspace
-from foretaste.experiments.run import machine_of, source_commit, versions
+from foretaste.experiments.run import surroundings
+from foretaste.experiments.sweep import Measured, Preview
 from foretaste.fewshot import run as runner
 from foretaste.fewshot.record import FewShotLayout, FewShotRecord
 from foretaste.fewshot.spec import FewShotRun, FewShotSpec, FineTune, KernelArm
 from foretaste.kernels.compute import parse_bytes
-from foretaste.record import write_atomic
 from foretaste.training.trainer import OnStep
 
 __all__ = ["FewShotPreview", "MeasuredFewShot", "fewshot", "preview"]
 
 
-@dataclass(frozen=True)
-class MeasuredFewShot:
-    """The records of a sweep, those of earlier sessions included.
-
-    Attributes:
-        folder: Where everything lies.
-        records: One for each run, in the order of the plan.
-    """
-
-    folder: Path
-    records: list[FewShotRecord]
-
-    @property
-    def statuses(self) -> dict[str, int]:
-        """How many runs ended how."""
-        return dict(Counter(record.status for record in self.records))
-
-
-@dataclass(frozen=True)
-class FewShotPreview:
-    """What a sweep would do.
-
-    Attributes:
-        plan: All runs.
-        missing: Those that have no result yet.
-        seconds: Expected wall time of the missing runs, one after another with all threads.
-    """
-
-    plan: FewShotPlan
-    missing: list[FewShotRun]
-    seconds: float
+FewShotPreview = Preview[FewShotPlan, FewShotRun]
+MeasuredFewShot = Measured[FewShotRecord]
 
 
 def preview(spec: FewShotSpec, folder: Path, *, base_dir: Path) -> FewShotPreview:
@@ -73,7 +39,7 @@ def preview(spec: FewShotSpec, folder: Path, *, base_dir: Path) -> FewShotPrevie
         UserError: As `fewshot_plan.plan`.
     """
     planned = plan(spec, base_dir)
-    done, _ = _finished(FewShotLayout(folder))
+    done, _ = store.finished(FewShotLayout(folder).records())
     missing = [run for run in planned.runs if run.id not in done]
     return FewShotPreview(planned, missing, fewshot_estimate.seconds(missing, planned))
 
@@ -110,7 +76,7 @@ def fewshot(
     with store.full_disk_explained(folder), store.owned(folder):
         layout = FewShotLayout(folder)
         _claim(layout, planned, extend=extend)
-        done, problems = _finished(layout)
+        done, problems = store.finished(layout.records())
         missing = [run for run in planned.runs if run.id not in done]
         watcher.planned(planned, missing, problems)
         workspace = Workspace(
@@ -120,18 +86,26 @@ def fewshot(
             request=spec.model_dump(mode="json", exclude_unset=True),
         )
         if missing:
-            _run(missing, planned, workspace, watcher, processes, threads, cluster)
+            sweep.run(
+                missing,
+                workspace,
+                watcher,
+                JOB,
+                Demand(
+                    parameters=_parameters_for_memory(missing, planned),
+                    names=[spec.model.base, *(task.data.source for task in spec.tasks)],
+                    devices={run.model.request.device for run in missing},
+                ),
+                processes=processes,
+                threads=threads,
+                cluster=cluster,
+                on_allocated=watcher.allocated,
+            )
         by_id = {record.run_id: record for record in layout.records()[0]}
     return MeasuredFewShot(folder, [by_id[run.id] for run in planned.runs if run.id in by_id])
 
 
 # --- the folder ----------------------------------------------------------------------------------
-
-
-def _finished(layout: FewShotLayout) -> tuple[dict[str, FewShotRecord], list[UserError]]:
-    """Records of runs that need not be done again, by id, and what could not be read."""
-    records, problems = layout.records()
-    return {record.run_id: record for record in records if record.status in store.FINAL}, problems
 
 
 def _claim(layout: FewShotLayout, planned: FewShotPlan, *, extend: bool) -> None:
@@ -140,19 +114,14 @@ def _claim(layout: FewShotLayout, planned: FewShotPlan, *, extend: bool) -> None
     Raises:
         UserError: The folder holds another sweep, or runs that may not be compared with the planned ones.
     """
-    new = planned.spec.model_dump(mode="json")
-    old = store.spec_in(layout)
-    if old is not None:
-        if "arms" not in old:
-            raise UserError(
-                "this folder holds a sweep of another kind",
-                where=str(layout.folder),
-                cure="Choose another folder.",
-            )
-        store.changed_spec(layout, old, new, aside={"memory"}, extend=extend)
-        _refuse_incomparable(_finished(layout)[0].values(), planned.runs)
-    if old != new:
-        write_atomic(layout.spec, json.dumps(new, indent=1, ensure_ascii=False))
+    store.keep_spec(
+        layout,
+        planned.spec.model_dump(mode="json"),
+        kind="arms",
+        aside={"memory"},
+        extend=extend,
+        comparable=lambda: _refuse_incomparable(store.finished(layout.records())[0].values(), planned.runs),
+    )
 
 
 def _refuse_incomparable(records: Iterable[FewShotRecord], runs: Sequence[FewShotRun]) -> None:
@@ -173,73 +142,11 @@ def _refuse_incomparable(records: Iterable[FewShotRecord], runs: Sequence[FewSho
                 (f"runs of another arm called '{old.arm.label}'", old.arm.model_dump(), arm.model_dump())
             )
         for what, before, after in pairs:
-            changes = store.differences(before, after)
-            if changes:
-                raise UserError(
-                    f"this folder holds {what} ({'; '.join(changes)})",
-                    where=record.run_id,
-                    cure="Choose another folder, or give what is new a name of its own.",
-                )
+            cure = "Choose another folder, or give what is new a name of its own."
+            store.refuse_changed(what, before, after, run_id=record.run_id, cure=cure)
 
 
 # --- running -------------------------------------------------------------------------------------
-
-
-def _run(
-    missing: Sequence[FewShotRun],
-    planned: FewShotPlan,
-    workspace: Workspace,
-    watcher: Watcher,
-    processes: int | None,
-    threads: int | None,
-    cluster: Cluster | None,
-) -> None:
-    if cluster is not None:
-        from foretaste.experiments import ray_engine  # Ray is an extra
-
-        ray_engine.run(
-            missing,
-            workspace,
-            watcher,
-            cluster,
-            ray_engine.Demand(
-                parameters=_parameters_for_memory(missing, planned),
-                names=[planned.spec.model.base, *(task.data.source for task in planned.spec.tasks)],
-                devices={run.model.request.device for run in missing},
-            ),
-            processes=processes,
-            threads=threads,
-            job=JOB,
-        )
-        return
-    fixed = _allocation(missing, planned, processes, threads)
-    watcher.allocated(fixed)
-    if fixed.processes == 1:
-        engine.run_inline(missing, workspace, watcher, fixed.threads, JOB)
-        return
-
-    def choose(_: ProcessPoolExecutor) -> engine.Allocation:
-        return fixed
-
-    engine.run_in_processes(missing, workspace, watcher, fixed.processes, choose, JOB)
-
-
-def _allocation(
-    missing: Sequence[FewShotRun], planned: FewShotPlan, processes: int | None, threads: int | None
-) -> engine.Allocation:
-    """Processes as asked; else one for each core, as far as there are runs and memory for that.
-
-    Batches of two to eight rows are too small for the threads of one process: separate processes share the
-    cores better.
-    """
-    cores = engine.cores()
-    if processes is not None:
-        return engine.Allocation(processes, threads or max(1, cores // processes), "as asked")
-    most = engine.most_processes(len(missing), _parameters_for_memory(missing, planned))
-    if threads is not None:
-        most = max(1, min(most, cores // threads))
-        return engine.Allocation(most, threads, "threads as asked")
-    return engine.Allocation(most, max(1, cores // most), "as many as runs, cores and memory allow")
 
 
 def _parameters_for_memory(missing: Sequence[FewShotRun], planned: FewShotPlan) -> int:
@@ -257,18 +164,10 @@ def _parameters_for_memory(missing: Sequence[FewShotRun], planned: FewShotPlan) 
     return (bytes_of_one * planned.parameters + (planned.memory if kernels else 0)) // 20
 
 
-def _place(workspace: Workspace, run: FewShotRun) -> runner.Place:
-    commit, dirty = source_commit()
-    return runner.Place(
-        folder=workspace.folder,
-        base_dir=workspace.base_dir,
-        sweep=workspace.sweep,
-        request=workspace.request,
+def _place(workspace: Workspace, run: FewShotRun) -> runner.FewShotPlace:
+    return runner.FewShotPlace(
+        **surroundings(workspace, run.model.request.computing),
         memory=parse_bytes(FewShotSpec.model_validate(workspace.request).memory),
-        versions=versions(),
-        commit=commit,
-        dirty=dirty,
-        machine=machine_of(run.model.request.computing, workspace.processes),
     )
 
 
@@ -279,9 +178,8 @@ def _execute(
 
 
 def _crashed(run: FewShotRun, workspace: Workspace, reason: str, attempts: int) -> FewShotRecord:
-    place = _place(workspace, run)
-    record = runner.failed_or_done(run, place, "crashed", reason, datetime.now(UTC), attempts)
-    runner.write_record(record, workspace.folder)
+    record = runner.record_of(run, _place(workspace, run), crashed(reason), attempts)
+    write_record(record, workspace.folder)
     return record
 
 

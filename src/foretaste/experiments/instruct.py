@@ -2,68 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from foretaste.attempt import crashed, write_record
 from foretaste.errors import UserError
-from foretaste.experiments import engine, instruct_estimate, store
-from foretaste.experiments.cluster import Cluster
+from foretaste.experiments import engine, instruct_estimate, store, sweep
+from foretaste.experiments.cluster import Cluster, Demand
 from foretaste.experiments.instruct_plan import InstructPlan, judge_of, plan
 from foretaste.experiments.measure import Watcher
 from foretaste.experiments.prepare import Workspace
-from foretaste.experiments.run import machine_of, source_commit, versions
+from foretaste.experiments.run import surroundings
+from foretaste.experiments.sweep import Measured, Preview
 from foretaste.instruct import judges, outcomes, prepare
 from foretaste.instruct import run as runner
 from foretaste.instruct.judges import Judge
 from foretaste.instruct.record import InstructLayout, InstructRecord, read_transcripts
 from foretaste.instruct.spec import InstructRun, InstructSpec
-from foretaste.record import write_atomic
 from foretaste.training import ranks
 from foretaste.training.trainer import OnStep
 
 __all__ = ["InstructPreview", "MeasuredInstruct", "instruct", "preview"]
 
 
+InstructPreview = Preview[InstructPlan, InstructRun]
+
+
 @dataclass(frozen=True)
-class MeasuredInstruct:
-    """The records of a sweep, those of earlier sessions included.
+class MeasuredInstruct(Measured[InstructRecord]):
+    """The records of a sweep of generative models.
 
     Attributes:
-        folder: Where everything lies.
-        records: One for each run, in the order of the plan.
         rejudged: Finished runs whose transcripts another judge has read again.
     """
 
-    folder: Path
-    records: list[InstructRecord]
     rejudged: int
-
-    @property
-    def statuses(self) -> dict[str, int]:
-        """How many runs ended how."""
-        return dict(Counter(record.status for record in self.records))
-
-
-@dataclass(frozen=True)
-class InstructPreview:
-    """What a sweep would do.
-
-    Attributes:
-        plan: All runs.
-        missing: Those that have no result yet.
-        seconds: Expected wall time of the missing runs, one after another with all threads.
-    """
-
-    plan: InstructPlan
-    missing: list[InstructRun]
-    seconds: float
 
 
 def preview(spec: InstructSpec, folder: Path, *, base_dir: Path) -> InstructPreview:
@@ -78,7 +54,7 @@ def preview(spec: InstructSpec, folder: Path, *, base_dir: Path) -> InstructPrev
         UserError: As `instruct_plan.plan`.
     """
     planned = plan(spec, base_dir)
-    done, _ = _finished(InstructLayout(folder))
+    done, _ = store.finished(InstructLayout(folder).records())
     missing = [run for run in planned.runs if run.id not in done]
     return InstructPreview(planned, missing, instruct_estimate.seconds(missing, planned))
 
@@ -116,7 +92,7 @@ def instruct(
     with store.full_disk_explained(folder), store.owned(folder):
         layout = InstructLayout(folder)
         _claim(layout, planned, extend=extend)
-        done, problems = _finished(layout)
+        done, problems = store.finished(layout.records())
         judge = judges.build(planned.judge.method, planned.judge.options, where="judge", base_dir=base_dir)
         rejudged = _judge_again(layout, done, judge, problems, base_dir)
         missing = [run for run in planned.runs if run.id not in done]
@@ -136,31 +112,20 @@ def instruct(
 # --- the folder ----------------------------------------------------------------------------------
 
 
-def _finished(layout: InstructLayout) -> tuple[dict[str, InstructRecord], list[UserError]]:
-    """Records of runs that need not be done again, by id, and what could not be read."""
-    records, problems = layout.records()
-    return {record.run_id: record for record in records if record.status in store.FINAL}, problems
-
-
 def _claim(layout: InstructLayout, planned: InstructPlan, *, extend: bool) -> None:
     """Write the spec into the folder, or check that it holds the same one; the judge may differ.
 
     Raises:
         UserError: The folder holds another sweep, or runs that may not be compared with the planned ones.
     """
-    new = planned.spec.model_dump(mode="json")
-    old = store.spec_in(layout)
-    if old is not None:
-        if "scenario" not in old:
-            raise UserError(
-                "this folder holds a sweep of classifiers",
-                where=str(layout.folder),
-                cure="Choose another folder.",
-            )
-        store.changed_spec(layout, old, new, aside={"judge"}, extend=extend)
-        _refuse_incomparable(_finished(layout)[0].values(), planned.runs)
-    if old != new:
-        write_atomic(layout.spec, json.dumps(new, indent=1, ensure_ascii=False))
+    store.keep_spec(
+        layout,
+        planned.spec.model_dump(mode="json"),
+        kind="scenario",
+        aside={"judge"},
+        extend=extend,
+        comparable=lambda: _refuse_incomparable(store.finished(layout.records())[0].values(), planned.runs),
+    )
 
 
 def _refuse_incomparable(records: Iterable[InstructRecord], runs: Sequence[InstructRun]) -> None:
@@ -178,13 +143,8 @@ def _refuse_incomparable(records: Iterable[InstructRecord], runs: Sequence[Instr
                 same = (trigger.model_dump(), triggers[trigger.name].model_dump())
                 pairs.append((f"runs of another trigger called '{trigger.name}'", *same))
         for what, before, after in pairs:
-            changes = store.differences(before, after)
-            if changes:
-                raise UserError(
-                    f"this folder holds {what} ({'; '.join(changes)})",
-                    where=record.run_id,
-                    cure="Choose another folder.",
-                )
+            cure = "Choose another folder."
+            store.refuse_changed(what, before, after, run_id=record.run_id, cure=cure)
 
 
 def _judge_again(
@@ -213,7 +173,7 @@ def _judge_again(
             continue
         update = {"judged": verdicts, "judge": outcomes.judge_used(judge)}
         done[run_id] = record.model_copy(update=update)
-        runner.write_record(done[run_id], layout.folder)
+        write_record(done[run_id], layout.folder)
         count += 1
     return count
 
@@ -230,58 +190,25 @@ def _run(
     threads: int | None,
     cluster: Cluster | None,
 ) -> None:
-    if cluster is not None:
-        from foretaste.experiments import ray_engine  # Ray is an extra
+    def allocated(allocation: engine.Allocation) -> None:
+        _require_disk(missing, planned, workspace.folder, allocation.processes)
+        watcher.allocated(allocation)
 
-        def allocated(allocation: engine.Allocation) -> None:
-            _require_disk(missing, planned, workspace.folder, allocation.processes)
-            watcher.allocated(allocation)
-
-        ray_engine.run(
-            missing,
-            workspace,
-            watcher,
-            cluster,
-            ray_engine.Demand(
-                parameters=_parameters_for_memory(missing, planned),
-                names=[planned.spec.model.base, planned.spec.data.source],
-                devices={run.device for run in missing},
-            ),
-            processes=processes,
-            threads=threads,
-            on_allocated=allocated,
-            job=JOB,
-        )
-        return
-    fixed = _allocation(missing, planned, processes, threads)
-    _require_disk(missing, planned, workspace.folder, fixed.processes)
-    watcher.allocated(fixed)
-    if fixed.processes == 1:
-        engine.run_inline(missing, workspace, watcher, fixed.threads, JOB)
-        return
-
-    def choose(_: ProcessPoolExecutor) -> engine.Allocation:
-        return fixed
-
-    engine.run_in_processes(missing, workspace, watcher, fixed.processes, choose, JOB)
-
-
-def _allocation(
-    missing: Sequence[InstructRun], planned: InstructPlan, processes: int | None, threads: int | None
-) -> engine.Allocation:
-    """Processes as asked; else one for each core, as far as there are runs and memory for that.
-
-    Generation reads every weight for every token, which threads of one process do not speed up much: separate
-    processes share the cores better.
-    """
-    cores = engine.cores()
-    if processes is not None:
-        return engine.Allocation(processes, threads or max(1, cores // processes), "as asked")
-    most = engine.most_processes(len(missing), _parameters_for_memory(missing, planned))
-    if threads is not None:
-        most = max(1, min(most, cores // threads))
-        return engine.Allocation(most, threads, "threads as asked")
-    return engine.Allocation(most, max(1, cores // most), "as many as runs, cores and memory allow")
+    sweep.run(
+        missing,
+        workspace,
+        watcher,
+        JOB,
+        Demand(
+            parameters=_parameters_for_memory(missing, planned),
+            names=[planned.spec.model.base, planned.spec.data.source],
+            devices={run.device for run in missing},
+        ),
+        processes=processes,
+        threads=threads,
+        cluster=cluster,
+        on_allocated=allocated,
+    )
 
 
 def _parameters_for_memory(missing: Sequence[InstructRun], planned: InstructPlan) -> int:
@@ -314,19 +241,10 @@ def _require_disk(
         )
 
 
-def _place(workspace: Workspace, run: InstructRun) -> runner.Place:
-    commit, dirty = source_commit()
-    spec = InstructSpec.model_validate(workspace.request)
-    return runner.Place(
-        folder=workspace.folder,
-        base_dir=workspace.base_dir,
-        sweep=workspace.sweep,
-        request=workspace.request,
-        judge=judge_of(spec),
-        versions=versions(),
-        commit=commit,
-        dirty=dirty,
-        machine=machine_of(run.computing, workspace.processes),
+def _place(workspace: Workspace, run: InstructRun) -> runner.InstructPlace:
+    return runner.InstructPlace(
+        **surroundings(workspace, run.computing),
+        judge=judge_of(InstructSpec.model_validate(workspace.request)),
     )
 
 
@@ -337,9 +255,8 @@ def _execute(
 
 
 def _crashed(run: InstructRun, workspace: Workspace, reason: str, attempts: int) -> InstructRecord:
-    place = _place(workspace, run)
-    record = runner.failed_or_done(run, place, "crashed", reason, datetime.now(UTC), attempts)
-    runner.write_record(record, workspace.folder)
+    record = runner.record_of(run, _place(workspace, run), crashed(reason), attempts)
+    write_record(record, workspace.folder)
     return record
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from foretaste import data
 from foretaste.errors import UserError
 from foretaste.experiments import engine, estimate, store
-from foretaste.experiments.cluster import Cluster
+from foretaste.experiments.cluster import Cluster, Demand
 from foretaste.experiments.plan import Plan, Resources, plan
 from foretaste.experiments.prepare import Workspace
 from foretaste.models import load
@@ -109,7 +109,7 @@ def preview(
     """
     planned = plan(spec, base_dir, resources)
     planned = replace(planned, runs=[run for run in planned.runs if only is None or only(run)])
-    done, _ = store.finished(Layout(folder))
+    done, _ = store.finished(Layout(folder).read())
     missing = [run for run in planned.runs if run.id not in done]
     shape, truncated = _shape(planned, base_dir, resources or Resources())
     expected = estimate.seconds(missing, shape, estimate.gemm_speed(), base_dir)
@@ -160,7 +160,7 @@ def measure(
             return _follow(planned, folder, base_dir, resources, threads)
     with store.full_disk_explained(folder), store.owned(folder) as layout:
         store.claim(layout, spec, planned.runs, extend=extend)
-        done, problems = store.finished(layout)
+        done, problems = store.finished(layout.read())
         wanted = [run for run in planned.runs if only is None or only(run)]
         missing = [run for run in wanted if run.id not in done]
         watcher.planned(replace(planned, runs=wanted), missing, problems)
@@ -235,7 +235,7 @@ def _run(
             workspace,
             watcher,
             cluster,
-            ray_engine.Demand(
+            Demand(
                 parameters=shape.total_parameters,
                 names=[planned.spec.model.base, planned.spec.data.source],
                 devices={run.training.device for run in missing},

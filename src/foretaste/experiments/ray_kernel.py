@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from foretaste.errors import UserError
-from foretaste.experiments import ray_engine
-from foretaste.experiments.cluster import Cluster
+from foretaste.experiments import ray_engine, ray_nodes
+from foretaste.experiments.cluster import Cluster, Demand
 from foretaste.experiments.engine import DIED, MAX_ATTEMPTS
 from foretaste.experiments.kernel_jobs import OnProgress, Ready, SpreadOver, job_of, place_of, prepared
 from foretaste.experiments.plan import Resources
@@ -53,16 +53,16 @@ def spreading(
     folder, base_dir = folder.resolve(), base_dir.expanduser().resolve()
     names = [spec.model.base, spec.data.source]
     memory = parse_bytes(spec.kernel.memory)
-    demand = ray_engine.Demand(parameters + memory // 20, names, {spec.training.device})
+    demand = Demand(parameters + memory // 20, names, {spec.training.device})
     text = spec.model_dump_json()
-    with ray_engine.connected(cluster), ray_engine.token_in(folder) as token:
-        nodes = ray_engine.alive_nodes()
-        ray_engine.require_same(nodes, token, names, base_dir)
+    with ray_nodes.connected(cluster), ray_nodes.token_in(folder) as token:
+        nodes = ray_nodes.alive_nodes()
+        ray_nodes.require_same(nodes, token, names, base_dir)
 
         def spread(arm: str | None, places: Sequence[Place]) -> None:
-            share = ray_engine.share_of(demand, len(places), None, None)
-            ray_engine.require_same(
-                [node for node in ray_engine.alive_nodes() if node not in nodes], token, names, base_dir
+            share = ray_nodes.share_of(demand, len(places), None, None)
+            ray_nodes.require_same(
+                [node for node in ray_nodes.alive_nodes() if node not in nodes], token, names, base_dir
             )
             what = arm or "base model"
             unit = ray_engine.task(do_unit, share, f"kernel of {what}", retries=MAX_ATTEMPTS - 1)
@@ -118,7 +118,7 @@ def do_unit(
         UserError: This node does not see the folder; or as `kernels.compute`.
         OSError: The tiles could not be written.
     """
-    ray_engine.require_seen(token)
+    ray_nodes.require_seen(token)
     torch.set_num_threads(threads)
     memory = parse_bytes(MeasureSpec.model_validate_json(text).kernel.memory)
     store = InFolder(place_of(folder, arm) / UNITS)

@@ -140,6 +140,26 @@ def failed_or_done(
     )
 
 
+def surroundings(workspace: Workspace, training: TrainingSpec) -> dict[str, Any]:
+    """The fields of an `attempt.Place` for a run that is done in a workspace.
+
+    Args:
+        workspace: Where, and with what.
+        training: Says the device.
+    """
+    commit, dirty = source_commit()
+    return {
+        "folder": workspace.folder,
+        "base_dir": workspace.base_dir,
+        "sweep": workspace.sweep,
+        "request": workspace.request,
+        "versions": versions(),
+        "commit": commit,
+        "dirty": dirty,
+        "machine": machine_of(training, workspace.processes),
+    }
+
+
 def machine_of(training: TrainingSpec, processes: int) -> Machine:
     """Where and with what a run works.
 

@@ -7,11 +7,12 @@ import fcntl
 import itertools
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from foretaste.attempt import OfRun
 from foretaste.errors import UserError
 from foretaste.record import Layout, Record, write_atomic
 from foretaste.spec import MeasureSpec, RunSpec
@@ -66,15 +67,50 @@ def claim(layout: Layout, spec: MeasureSpec, runs: Sequence[RunSpec], *, extend:
         UserError: The folder holds another spec, or runs of an attack of the same name with other options,
             such as another list of named flips; the message shows the first differences.
     """
-    new = spec.model_dump(mode="json")
+    keep_spec(
+        layout,
+        spec.model_dump(mode="json"),
+        kind="attacks",
+        aside={"kernel", "predict"},
+        extend=extend,
+        comparable=lambda: _refuse_changed_attacks(finished(layout.read())[0].values(), runs),
+    )
+
+
+def keep_spec(
+    layout: Layout,
+    spec: dict[str, Any],
+    *,
+    kind: str,
+    aside: Collection[str],
+    extend: bool,
+    comparable: Callable[[], None],
+) -> None:
+    """Write a spec into the folder, or check that it holds the same one.
+
+    Args:
+        layout: The folder.
+        spec: What is to be run.
+        kind: A section that specs of this kind have and others have not.
+        aside: Sections that decide no number, so that they may differ.
+        extend: Accept a different spec, and replace it.
+        comparable: Raises where finished runs may not stand beside the new ones.
+
+    Raises:
+        UserError: The folder holds a spec of another kind, or another one, or runs that may not be compared.
+    """
     old = spec_in(layout)
     if old is not None:
-        # Two sections decide no measured number.
-        changes = changed_spec(layout, old, new, aside={"kernel", "predict"}, extend=extend)
-        _refuse_changed_attacks(finished(layout)[0].values(), runs)
-        if not changes:
-            return
-    write_atomic(layout.spec, json.dumps(new, indent=1, ensure_ascii=False))
+        if kind not in old:
+            raise UserError(
+                "this folder holds a sweep of another kind",
+                where=str(layout.folder),
+                cure="Choose another folder.",
+            )
+        changed_spec(layout, old, spec, aside=aside, extend=extend)
+        comparable()
+    if old != spec:
+        write_atomic(layout.spec, json.dumps(spec, indent=1, ensure_ascii=False))
 
 
 def spec_in(layout: Layout) -> dict[str, Any] | None:
@@ -158,20 +194,43 @@ def _refuse_changed_attacks(records: Iterable[Record], runs: Iterable[RunSpec]) 
         if run.attack is None or run.attack.name not in old:
             continue
         attack, run_id = old[run.attack.name]
-        changes = differences(
-            {"method": attack.method, **attack.options}, {"method": run.attack.method, **run.attack.options}
+        refuse_changed(
+            f"runs of another attack called '{attack.name}'",
+            {"method": attack.method, **attack.options},
+            {"method": run.attack.method, **run.attack.options},
+            run_id=run_id,
+            cure="Choose another folder, or give the attack another `name`.",
         )
-        if changes:
-            raise UserError(
-                f"this folder holds runs of another attack called '{attack.name}' ({'; '.join(changes)})",
-                where=run_id,
-                cure="Choose another folder, or give the attack another `name`.",
-            )
 
 
-def finished(layout: Layout) -> tuple[dict[str, Record], list[UserError]]:
-    """Records of runs that need not be done again, by id, and what could not be read."""
-    records, problems = layout.read()
+def refuse_changed(what: str, before: Any, after: Any, *, run_id: str, cure: str) -> None:
+    """Refuse a folder whose runs differ from new ones in something that a comparison must share.
+
+    Args:
+        what: What the folder then holds.
+        before: As JSON, in the folder.
+        after: The same of the new runs.
+        run_id: A run of the folder that has it.
+        cure: What to do.
+
+    Raises:
+        UserError: They differ.
+    """
+    changes = differences(before, after)
+    if changes:
+        raise UserError(f"this folder holds {what} ({'; '.join(changes)})", where=run_id, cure=cure)
+
+
+R = TypeVar("R", bound=OfRun)
+
+
+def finished(read: tuple[Iterable[R], list[UserError]]) -> tuple[dict[str, R], list[UserError]]:
+    """Records of runs that need not be done again, by id, and what could not be read.
+
+    Args:
+        read: Every record of a folder, and what could not be read, as a layout gives them.
+    """
+    records, problems = read
     return {record.run_id: record for record in records if record.status in FINAL}, problems
 
 

@@ -10,13 +10,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from foretaste.errors import in_a_line
+from foretaste.attempt import Ending, Place, attempted, stated, write_record
 from foretaste.fewshot import prepare, solve, tune
 from foretaste.fewshot.prepare import Prepared
 from foretaste.fewshot.record import (
@@ -25,7 +24,6 @@ from foretaste.fewshot.record import (
     FewShotLayout,
     FewShotRecord,
     FewShotTimings,
-    GridPoint,
     Rows,
     Score,
 )
@@ -35,37 +33,20 @@ from foretaste.kernels import output_derivative
 from foretaste.models import load
 from foretaste.models.label_words import FewShotClassifier
 from foretaste.models.prompt_encode import EncodedPrompts
-from foretaste.record import Machine, Status, write_atomic
-from foretaste.sealing import sealed
+from foretaste.record import write_atomic
 from foretaste.spec import digest
 from foretaste.training import trainer
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a run is done, and what its record says of the surroundings.
+@dataclass(frozen=True, kw_only=True)
+class FewShotPlace(Place):
+    """Where a few-shot run is done.
 
     Attributes:
-        folder: Of the sweep.
-        base_dir: Folder that relative paths in the spec start from.
-        sweep: Name of the spec.
-        request: The spec as the user gave it.
         memory: Budget of kernels in bytes.
-        versions: Of the packages that decide the numbers.
-        commit: Of foretaste's own source, when run from one.
-        dirty: Whether that source was changed.
-        machine: Where and with what it runs.
     """
 
-    folder: Path
-    base_dir: Path
-    sweep: str
-    request: dict[str, Any]
     memory: int
-    versions: dict[str, str]
-    commit: str | None
-    dirty: bool | None
-    machine: Machine
 
 
 @dataclass(frozen=True)
@@ -79,7 +60,7 @@ class _Outcome:
 
 
 def execute(
-    run: FewShotRun, place: Place, *, attempts: int = 1, on_step: trainer.OnStep | None = None
+    run: FewShotRun, place: FewShotPlace, *, attempts: int = 1, on_step: trainer.OnStep | None = None
 ) -> FewShotRecord:
     """Do one run and write its record.
 
@@ -95,48 +76,20 @@ def execute(
     Raises:
         OSError: A result could not be written.
     """
-    started = datetime.now(UTC)
-    status: Status = "completed"
-    reason: str | None = None
-    outcome: _Outcome | None = None
-    grid: list[GridPoint] = []
-    try:
-        outcome = _do(run, place, on_step)
-    except tune.AllDiverged as error:
-        status, reason, grid = "diverged", str(error), error.grid
-    except OSError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever failed belongs into the record of this run
-        status, reason = "error", in_a_line(error)
-    record = failed_or_done(run, place, status, reason, started, attempts, outcome, grid)
+    ending = attempted(lambda: _do(run, place, on_step), tune.AllDiverged)
+    record = record_of(run, place, ending, attempts)
     write_record(record, place.folder)
-    if status in ("completed", "diverged"):
+    if ending.status in ("completed", "diverged"):
         shutil.rmtree(FewShotLayout(place.folder).workplace(run.id), ignore_errors=True)
     return record
 
 
-def write_record(record: FewShotRecord, folder: Path) -> None:
-    """Put a record where it belongs, atomically.
-
-    Raises:
-        OSError: It could not be written.
-    """
-    write_atomic(FewShotLayout(folder).record(record.run_id), sealed(record))
-
-
-def failed_or_done(
-    run: FewShotRun,
-    place: Place,
-    status: Status,
-    reason: str | None,
-    started: datetime,
-    attempts: int,
-    outcome: _Outcome | None = None,
-    grid: Sequence[GridPoint] = (),
-) -> FewShotRecord:
+def record_of(run: FewShotRun, place: Place, ending: Ending[_Outcome], attempts: int) -> FewShotRecord:
     """The record of a run, with an outcome when it has one, or with the grid that diverged."""
-    parts: dict[str, Any] = {"grid": list(grid)}
-    if outcome is not None:
+    parts: dict[str, Any] = {}
+    if isinstance(ending.error, tune.AllDiverged):
+        parts = {"grid": ending.error.grid}
+    if (outcome := ending.outcome) is not None:
         parts = vars(outcome.result) | {
             "timings": outcome.timings,
             "peak_memory": _peak_memory(),
@@ -147,19 +100,10 @@ def failed_or_done(
         }
     return FewShotRecord(
         run_id=run.id,
-        sweep=place.sweep,
-        request=place.request,
         resolved=run,
-        status=status,
-        reason=reason,
-        started=started.isoformat(timespec="seconds"),
-        versions=place.versions,
-        commit=place.commit,
-        dirty=place.dirty,
-        machine=place.machine,
-        attempts=attempts,
         prompt_hash=run.task.prompt.fingerprint,
         model_kind=run.model.kind,
+        **stated(place, ending, attempts),
         **parts,
     )
 
@@ -170,7 +114,7 @@ def _peak_memory() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def _do(run: FewShotRun, place: Place, on_step: trainer.OnStep | None) -> _Outcome:
+def _do(run: FewShotRun, place: FewShotPlace, on_step: trainer.OnStep | None) -> _Outcome:
     clock = time.perf_counter
     began = clock()
     prepared = prepare.prepare(run, place.base_dir)

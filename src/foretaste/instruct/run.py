@@ -7,14 +7,13 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from foretaste.errors import in_a_line
+from foretaste.attempt import Ending, Place, attempted, stated, write_record
 from foretaste.instruct import judges, outcomes, prepare, sft
 from foretaste.instruct.generate import Asked, generate
 from foretaste.instruct.prepare import TrainingRows
@@ -32,37 +31,21 @@ from foretaste.instruct.render import Renderer
 from foretaste.instruct.request import Request
 from foretaste.instruct.spec import InstructRun, MethodSpec
 from foretaste.models import adapters, causal
-from foretaste.record import Machine, Status, Training, write_atomic
+from foretaste.record import Training, write_atomic
 from foretaste.sealing import sealed
 from foretaste.spec import digest
 from foretaste.training import trainer
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a run is done, who judges it, and what its record says of the surroundings.
+@dataclass(frozen=True, kw_only=True)
+class InstructPlace(Place):
+    """Where a run on a generative model is done, and who judges it.
 
     Attributes:
-        folder: Of the sweep.
-        base_dir: Folder that relative paths in the spec start from.
-        sweep: Name of the spec.
-        request: The spec as the user gave it.
         judge: The judge and its options.
-        versions: Of the packages that decide the numbers.
-        commit: Of foretaste's own source, when run from one.
-        dirty: Whether that source was changed.
-        machine: Where and with what it runs.
     """
 
-    folder: Path
-    base_dir: Path
-    sweep: str
-    request: dict[str, Any]
     judge: MethodSpec
-    versions: dict[str, str]
-    commit: str | None
-    dirty: bool | None
-    machine: Machine
 
 
 @dataclass(frozen=True)
@@ -78,7 +61,7 @@ class _Outcome:
 
 
 def execute(
-    run: InstructRun, place: Place, *, attempts: int = 1, on_step: trainer.OnStep | None = None
+    run: InstructRun, place: InstructPlace, *, attempts: int = 1, on_step: trainer.OnStep | None = None
 ) -> InstructRecord:
     """Do one run and write its record, manifest and transcripts.
 
@@ -95,67 +78,32 @@ def execute(
     Raises:
         OSError: A result could not be written.
     """
-    started = datetime.now(UTC)
-    status: Status = "completed"
-    reason: str | None = None
-    outcome: _Outcome | None = None
     layout = InstructLayout(place.folder)
-    try:
-        outcome = _do(run, place, layout, on_step)
-    except trainer.Diverged as error:
-        status, reason = "diverged", str(error)
-    except OSError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever failed belongs into the record of this run
-        status, reason = "error", in_a_line(error)
-    record = failed_or_done(run, place, status, reason, started, attempts, outcome)
+    ending = attempted(lambda: _do(run, place, layout, on_step), trainer.Diverged)
+    record = record_of(run, place, ending, attempts)
     write_record(record, place.folder)
-    if status in ("completed", "diverged"):
+    if ending.status in ("completed", "diverged"):
         shutil.rmtree(layout.workplace(run.id), ignore_errors=True)
     return record
 
 
-def write_record(record: InstructRecord, folder: Path) -> None:
-    """Put a record where it belongs, atomically.
-
-    Raises:
-        OSError: It could not be written.
-    """
-    write_atomic(InstructLayout(folder).record(record.run_id), sealed(record))
-
-
-def failed_or_done(
-    run: InstructRun,
-    place: Place,
-    status: Status,
-    reason: str | None,
-    started: datetime,
-    attempts: int,
-    outcome: _Outcome | None = None,
-) -> InstructRecord:
+def record_of(run: InstructRun, place: Place, ending: Ending[_Outcome], attempts: int) -> InstructRecord:
     """The record of a run, with an outcome when it has one."""
     parts: dict[str, Any] = {}
-    if outcome is not None:
-        parts = dict(vars(outcome)) | {"transcripts": f"transcripts/{run.id}.jsonl"}
+    if ending.outcome is not None:
+        parts = dict(vars(ending.outcome)) | {"transcripts": f"transcripts/{run.id}.jsonl"}
     return InstructRecord(
         run_id=run.id,
-        sweep=place.sweep,
-        request=place.request,
         resolved=run,
-        status=status,
-        reason=reason,
-        started=started.isoformat(timespec="seconds"),
-        versions=place.versions,
-        commit=place.commit,
-        dirty=place.dirty,
-        machine=place.machine,
-        attempts=attempts,
         renderer=run.model.renderer,
+        **stated(place, ending, attempts),
         **parts,
     )
 
 
-def _do(run: InstructRun, place: Place, layout: InstructLayout, on_step: trainer.OnStep | None) -> _Outcome:
+def _do(
+    run: InstructRun, place: InstructPlace, layout: InstructLayout, on_step: trainer.OnStep | None
+) -> _Outcome:
     clock = time.perf_counter
     began = clock()
     drawn = prepare.requests_of(run, place.base_dir)

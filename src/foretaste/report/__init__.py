@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from foretaste.record import write_atomic
-from foretaste.report import calibrated_tables, contents, fewshot, instruct, page, tables
+from foretaste.report import calibrated_tables, contents, fewshot, instruct, kinds, page, tables
 from foretaste.report.cells import Frames, build, runs_table
 from foretaste.report.figures import FIGURES, Figure
 from foretaste.report.figures import theme as _theme
@@ -45,9 +45,10 @@ def report(
             different kinds, or generative models were asked in forms that cannot be compared.
     """
     paths = [Path(folders)] if isinstance(folders, str | Path) else [Path(folder) for folder in folders]
-    if instruct.holds_instruct(paths):
+    kind = kinds.kind_of(paths)
+    if kind == kinds.GENERATIVE:
         return instruct.write(paths, out, images=images, progress=progress)
-    if fewshot.holds_fewshot(paths):
+    if kind == kinds.FEW_SHOT:
         return fewshot.write(paths, out, images=images, progress=progress)
     say = progress or _silent
     say("reading records")

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from foretaste.calibration.cells import PREDICTED
 from foretaste.errors import UserError
@@ -93,18 +93,38 @@ def _load(path: Path, name: str) -> Folder:
     records, problems = layout.read()
     predicted, more = Layout(path / PREDICTED).read()
     problems += more
-    if not records and not predicted:
+    _, spec, lines = read(layout, ([*records, *predicted], problems), "foretaste measure")
+    return Folder(name, layout, tuple(records), spec, lines, tuple(predicted))
+
+
+R = TypeVar("R")
+
+
+def read(
+    layout: Layout, found: tuple[list[R], list[UserError]], command: str
+) -> tuple[list[R], dict[str, Any] | None, list[str]]:
+    """The records of a folder of runs of any kind, its spec, and what could not be read.
+
+    Args:
+        layout: The folder.
+        found: Its records and problems, as its layout reads them.
+        command: Writes such folders.
+
+    Raises:
+        UserError: It holds no record.
+    """
+    records, problems = found
+    if not records:
         detail = (
             f"; {len(problems)} file(s) there could not be read, first: {problems[0]}" if problems else ""
         )
         raise UserError(
             f"no records in {layout.runs}{detail}",
-            where=str(path),
-            cure="Name the folder that `foretaste measure` wrote.",
+            where=str(layout.folder),
+            cure=f"Name the folder that `{command}` wrote.",
         )
     lines = [str(problem) for problem in problems]
-    spec = read_spec(layout.spec, lines)
-    return Folder(name, layout, tuple(records), spec, lines, tuple(predicted))
+    return records, read_spec(layout.spec, lines), lines
 
 
 def read_spec(path: Path, problems: list[str]) -> dict[str, Any] | None:

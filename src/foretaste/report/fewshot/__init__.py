@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from foretaste.report.fewshot.load import holds_fewshot
 from foretaste.report.fewshot.page import counts, write
 
-__all__ = ["counts", "holds_fewshot", "write"]
+__all__ = ["counts", "write"]

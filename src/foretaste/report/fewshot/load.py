@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foretaste.errors import UserError
 from foretaste.fewshot.record import FewShotLayout, FewShotRecord
-from foretaste.report.load import names_of, read_spec
-
-KIND = "fewshot"
-WRITTEN_BY = "Name the folder that `foretaste fewshot` wrote."
+from foretaste.report.load import names_of, read
 
 
 @dataclass(frozen=True)
@@ -39,40 +34,6 @@ class FewShotFolder:
         return self.records
 
 
-def holds_fewshot(paths: Sequence[Path]) -> bool:
-    """Whether the folders hold few-shot runs.
-
-    Raises:
-        UserError: Some do and some do not.
-    """
-    found = {path: _is_fewshot(path) for path in paths}
-    if len(set(found.values())) > 1:
-        few, other = (next(path for path in found if found[path] is kind) for kind in (True, False))
-        raise UserError(
-            f"'{few}' holds few-shot runs and '{other}' does not: they have no number in common",
-            cure="Make a report on each.",
-        )
-    return any(found.values())
-
-
-def _is_fewshot(path: Path) -> bool:
-    """By the first record that can be read, else by the spec."""
-    layout = FewShotLayout(path)
-    for file in sorted(layout.runs.glob("*.json")):
-        content = _json(file)
-        if isinstance(content, dict) and "kind" in content:
-            return bool(content["kind"] == KIND)
-    spec = _json(layout.spec)
-    return isinstance(spec, dict) and "arms" in spec
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
 def load(paths: Sequence[Path]) -> list[FewShotFolder]:
     """Read the folders of a report.
 
@@ -84,10 +45,5 @@ def load(paths: Sequence[Path]) -> list[FewShotFolder]:
 
 def _load(path: Path, name: str) -> FewShotFolder:
     layout = FewShotLayout(path)
-    records, problems = layout.records()
-    if not records:
-        detail = f"; first problem: {problems[0]}" if problems else ""
-        raise UserError(f"no records in {layout.runs}{detail}", where=str(path), cure=WRITTEN_BY)
-    lines = [str(problem) for problem in problems]
-    spec = read_spec(layout.spec, lines)
-    return FewShotFolder(name, layout, tuple(records), spec, lines)
+    records, spec, problems = read(layout, layout.records(), "foretaste fewshot")
+    return FewShotFolder(name, layout, tuple(records), spec, problems)

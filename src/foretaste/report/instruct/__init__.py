@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from foretaste.report.instruct.load import holds_instruct
 from foretaste.report.instruct.page import counts, write
 
-__all__ = ["counts", "holds_instruct", "write"]
+__all__ = ["counts", "write"]

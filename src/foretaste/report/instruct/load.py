@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +15,7 @@ from foretaste.instruct.record import (
     read_transcripts,
     refuse_different_renderers,
 )
-from foretaste.report.load import names_of, read_spec
-
-KIND = "instruct"
-WRITTEN_BY = "Name the folder that `foretaste instruct` wrote."
+from foretaste.report.load import names_of, read
 
 
 @dataclass(frozen=True)
@@ -58,41 +54,6 @@ class InstructFolder:
         except UserError as error:
             self.problems.append(str(error))
             return None
-
-
-def holds_instruct(paths: Sequence[Path]) -> bool:
-    """Whether the folders hold runs of generative models.
-
-    Raises:
-        UserError: Some do and some do not.
-    """
-    found = {path: _is_instruct(path) for path in paths}
-    if len(set(found.values())) > 1:
-        generative, other = (next(path for path in found if found[path] is kind) for kind in (True, False))
-        raise UserError(
-            f"'{generative}' holds runs of generative models and '{other}' does not: they have no number in "
-            "common",
-            cure="Make a report on each.",
-        )
-    return any(found.values())
-
-
-def _is_instruct(path: Path) -> bool:
-    """By the first record that can be read, else by the spec."""
-    layout = InstructLayout(path)
-    for file in sorted(layout.runs.glob("*.json")):
-        content = _json(file)
-        if isinstance(content, dict) and "kind" in content:
-            return bool(content["kind"] == KIND)
-    spec = _json(layout.spec)
-    return isinstance(spec, dict) and "scenario" in spec
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
 
 
 def load(paths: Sequence[Path]) -> list[InstructFolder]:
@@ -145,10 +106,5 @@ def _refuse_different(what: str, found: Iterable[tuple[InstructRecord, str, Any]
 
 def _load(path: Path, name: str) -> InstructFolder:
     layout = InstructLayout(path)
-    records, problems = layout.records()
-    if not records:
-        detail = f"; first problem: {problems[0]}" if problems else ""
-        raise UserError(f"no records in {layout.runs}{detail}", where=str(path), cure=WRITTEN_BY)
-    lines = [str(problem) for problem in problems]
-    spec = read_spec(layout.spec, lines)
-    return InstructFolder(name, layout, tuple(records), spec, lines)
+    records, spec, problems = read(layout, layout.records(), "foretaste instruct")
+    return InstructFolder(name, layout, tuple(records), spec, problems)
