@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from foretaste.cli.options import Json, read_spec
+from foretaste.cli.options import Images, Json, read_spec
 
 if TYPE_CHECKING:
     from foretaste.fewshot.distortion import Distortion
@@ -35,11 +35,13 @@ def distortion(
         bool, typer.Option("--uniform", help="Uniform entries of A, as peft draws them, for normal ones.")
     ] = False,
     alpha: Annotated[float, typer.Option(help="LoRA's alpha.")] = 16.0,
+    images: Images = True,
     json_output: Json = False,
 ) -> None:
     """Measure how far LoRA's kernel is from that of full fine-tuning, by rank and scaling.
 
-    Beside what is measured stands what the theorem of Malladi et al. (2023) promises at that rank.
+    Beside what is measured stands what the theorem of Malladi et al. (2023) promises at that rank. With -o
+    the errors over rank are also drawn, in a picture beside the record.
     """
     from foretaste.cli import app, display
     from foretaste.experiments.distortion import distortion as measure
@@ -61,6 +63,12 @@ def distortion(
             alpha=alpha,
             on_progress=lambda share: on_progress("kernels", share),
         )
+    if output is not None and images:
+        from foretaste.report.figures import distortion as figure
+        from foretaste.report.figures import theme
+
+        rows = [point.model_dump() for point in record.points]
+        theme.save(figure.distortion(rows), output.with_suffix(""))
     if json_output:
         app.print_json(record.model_dump(mode="json"))
     else:

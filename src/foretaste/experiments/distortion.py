@@ -7,6 +7,7 @@ from pathlib import Path
 
 from foretaste.errors import UserError, unknown
 from foretaste.experiments.fewshot_plan import plan
+from foretaste.experiments.run import source_commit, versions
 from foretaste.fewshot.adapt import lora_targets
 from foretaste.fewshot.distortion import ALPHA, EPSILONS, RANKS, Distortion, measure
 from foretaste.fewshot.prepare import prepare
@@ -83,6 +84,7 @@ def distortion(
         memory=planned.memory,
         on_progress=on_progress,
     )
+    record = record.model_copy(update={"versions": versions(), "commit": source_commit()[0]})
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(output, record.model_dump_json(indent=1))

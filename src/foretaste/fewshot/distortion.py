@@ -93,6 +93,10 @@ class Distortion(Part):
 
     format: Literal[1] = 1
     kind: Literal["distortion"] = "distortion"
+    versions: dict[str, str] = Field(
+        default_factory=dict, description="of the packages that decide the numbers"
+    )
+    commit: str | None = Field(None, description="commit of foretaste's own source, when run from one")
     model: str
     rows: str = Field(description="what the kernel is of")
     count: int = Field(description="N: rows times outputs")
