@@ -191,6 +191,22 @@ def test_a_direction_depends_on_the_seed_and_the_layer_but_not_on_the_other_rank
     assert not torch.equal(Ranks((4,), seed=4).directions(second, 16), many[:4])
 
 
+def test_few_directions_are_kept_and_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = linear_weights(subject("bert").model)
+    ranks = (1, 5)
+    size = {p.name: 8 * ranks[-1] * (p.fan_in or 0) for p in layers}
+    whole = Ranks(ranks, seed=4)
+    assert whole.kept(layers) == sum(size.values())
+    monkeypatch.setattr("foretaste.kernels.lora.DRAWN_BYTES", max(size.values()) + 1)
+    few = Ranks(ranks, seed=4)
+    assert few.kept(layers) == max(size.values()) + 1 < sum(size.values())
+    for p in [*layers, *layers]:
+        assert torch.equal(few.directions(p, p.fan_in or 0), whole.directions(p, p.fan_in or 0))
+        assert sum(z.nbytes for z in few._drawn.values()) <= few.kept(layers)
+    monkeypatch.setattr("foretaste.kernels.lora.DRAWN_BYTES", 0)
+    assert few.kept(layers) == max(size.values())  # a tile needs the one of its own layer
+
+
 @pytest.mark.parametrize("law", LAWS)
 def test_directions_have_mean_zero_and_variance_one(law: Any) -> None:
     z = Ranks((64,), seed=0, law=law).directions(linear_weights(subject("bert").model)[0], 1000)

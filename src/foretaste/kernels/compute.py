@@ -66,6 +66,9 @@ class Product(Protocol):
     def results(self, parameters: Sequence[Parameter], /) -> int:
         """How many matrices it gives at most."""
 
+    def kept(self, parameters: Sequence[Parameter], /) -> int:
+        """Bytes that it keeps from tile to tile at most, beside its results."""
+
     def tiles(self, parameter: Parameter, a: Gradient, b: Gradient) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and tile, shape (..., rows of a * outputs, rows of b * outputs), float64.
 
@@ -170,13 +173,14 @@ def plan(job: Job, found: Probe, memory: int) -> Plan:
     train = [row for row in order if row < job.train]
     test = [row for row in order if row >= job.train]
     results = sum(product.results(found.parameters) for product in job.products)
+    kept = sum(product.kept(found.parameters) for product in job.products)
     while True:
         best: tuple[float, list[list[Parameter]], int, int] | None = None
         for columns, rows in itertools.product(_sizes(len(train)), _sizes(len(test))):
             # Two blocks are held at once, one of them to train on.
             held = columns + max(columns if columns < len(train) else 0, rows)
             tile = 8 * found.outputs**2 * columns * max(columns, rows)
-            fixed = WORKSPACE + GRAPH_FACTOR * row_bytes * batch + tile * results
+            fixed = WORKSPACE + GRAPH_FACTOR * row_bytes * batch + tile * results + kept
             sets = _sets(found, held, memory - fixed)
             if sets is not None:
                 cost = len(sets) * _captured(len(train), len(test), columns) * (1 + found.outputs)

@@ -49,6 +49,10 @@ class Gram:
         names = {p.group if self.by == "group" else p.name for p in parameters}
         return (1 + len(names)) * (1 if self.symmetric else 2)
 
+    def kept(self, _: Sequence[Parameter]) -> int:
+        """Bytes that it keeps from tile to tile: none."""
+        return 0
+
     def tiles(self, parameter: Parameter, a: Gradient, b: Gradient) -> Iterator[tuple[str, torch.Tensor]]:
         """The tile of one parameter, shape (rows of a * outputs, rows of b * outputs)."""
         tile = KINDS[self.kind](a, b)

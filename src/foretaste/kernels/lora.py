@@ -26,6 +26,8 @@ from foretaste.kernels.products import CHUNK_BYTES, explicit, gram
 from foretaste.seeds import generator
 
 Float = npt.NDArray[np.float64]
+DRAWN_BYTES = 64 * 2**20
+"""Directions that `Ranks` keeps; of all layers of a large model they would take more than the kernel."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,10 @@ class Arm:
     def results(self, _: Sequence[Parameter]) -> int:
         """How many matrices it gives at most."""
         return 2
+
+    def kept(self, _: Sequence[Parameter]) -> int:
+        """Bytes that it keeps from tile to tile: none."""
+        return 0
 
     def tiles(self, parameter: Parameter, a: Gradient, b: Gradient) -> Iterator[tuple[str, torch.Tensor]]:
         """The tiles of one layer, where it is adapted."""
@@ -160,9 +166,17 @@ class Ranks:
         """How many matrices it gives at most, the tile that is made before it is kept included."""
         return len(self.ranks) * (1 if self.by == "sum" else 1 + sum(map(self._adapts, parameters)))
 
+    def kept(self, parameters: Sequence[Parameter]) -> int:
+        """Bytes of Z that are kept for further tiles at most."""
+        sizes = [8 * self.ranks[-1] * (p.fan_in or 0) for p in parameters if self._adapts(p)]
+        return min(sum(sizes), max([DRAWN_BYTES, *sizes]))
+
     def directions(self, parameter: Parameter, n: int) -> torch.Tensor:
         """Z of one layer: shape (largest rank, n), float64, the same whatever the other ranks are."""
         if parameter.name not in self._drawn:
+            size = 8 * self.ranks[-1] * n
+            if sum(z.nbytes for z in self._drawn.values()) + size > DRAWN_BYTES:
+                self._drawn.clear()  # drawn again when they are asked for again
             rows = []
             rng = generator(self.seed, "kernel", "lora", parameter.name)
             for _ in range(self.ranks[-1]):
@@ -311,6 +325,10 @@ class Weighted:
     def results(self, _: Sequence[Parameter]) -> int:
         """How many matrices it gives at most."""
         return 1
+
+    def kept(self, _: Sequence[Parameter]) -> int:
+        """Bytes that it keeps from tile to tile: none."""
+        return 0
 
     def tiles(self, parameter: Parameter, a: Gradient, b: Gradient) -> Iterator[tuple[str, torch.Tensor]]:
         """The tile of one parameter, shape (rows of a * outputs, rows of b * outputs)."""

@@ -44,6 +44,10 @@ class Projection:
         """How many matrices it gives at most."""
         return 1
 
+    def kept(self, _: Sequence[Parameter]) -> int:
+        """Bytes that it keeps from tile to tile: none."""
+        return 0
+
     def reduce(self, parameter: Parameter, gradient: Gradient) -> Gradient:
         """Both sketches of a matrix's gradient, each over sqrt 2, so that inner products are their mean."""
         if not isinstance(gradient, Outer):
