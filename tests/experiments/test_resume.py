@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -223,3 +224,17 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, spec: Any, run: Any) -> No
 )
 def test_differences(old: Any, new: Any, expected: list[str]) -> None:
     assert store.differences(old, new) == expected
+
+
+def test_a_file_system_without_locks_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(store.fcntl, "flock", flock)
+    with (
+        pytest.raises(UserError, match=r"cannot lock a file there: No locks available"),
+        store.owned(tmp_path),
+    ):
+        pass

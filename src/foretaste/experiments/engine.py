@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import multiprocessing
 import os
 import signal
@@ -175,10 +176,22 @@ def run_inline(
     try:
         for run in runs:
             listener.started(run)
+            free_garbage()
             record = job.execute(run, workspace, on_step=functools.partial(listener.stepped, run.id))
             listener.finished(run, record)
     finally:
+        gc.unfreeze()
         torch.set_num_threads(before)
+
+
+def free_garbage() -> None:
+    """Free what the run before has left, and leave all else out of the collections during the next one.
+
+    accelerate collects before each training. Over all that the libraries hold, this took 0.27 s: more than
+    half of a run of a tiny model.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def run_in_processes(
@@ -374,6 +387,7 @@ def _work(run: Run, workspace: Workspace, threads: int, attempt: int, job: Job =
             _steps.put((run.id, done, total))
 
     torch.set_num_threads(threads)
+    free_garbage()
     return job.execute(run, workspace, attempts=attempt, on_step=sparsely(send))
 
 

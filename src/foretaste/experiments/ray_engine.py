@@ -32,6 +32,7 @@ from foretaste.experiments.engine import (
     Result,
     Run,
     cores,
+    free_garbage,
     sparsely,
 )
 from foretaste.experiments.prepare import Workspace
@@ -272,4 +273,5 @@ def _work(
         progress.tell.remote(run.id, done, total)
 
     torch.set_num_threads(threads)
+    free_garbage()
     return job.execute(run, workspace, attempts=attempt, on_step=sparsely(send))

@@ -28,7 +28,7 @@ def owned(folder: Path) -> Iterator[Layout]:
     The lock is the operating system's (flock): it goes with the process, however that ends.
 
     Raises:
-        UserError: Another process works in the folder, or it cannot be written.
+        UserError: Another process works in the folder, it cannot be written, or its file system has no locks.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,12 @@ def owned(folder: Path) -> Iterator[Layout]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
-                raise
+                raise UserError(
+                    f"the file system cannot lock a file there: {error.strerror}",
+                    where=str(folder),
+                    cure="Without a lock two sweeps could mix. Choose a folder on another file system, or mount "
+                    "this one with locks (NFS: without `nolock`).",
+                ) from None
             lock.seek(0)
             raise UserError(
                 f"another sweep works in this folder (process {lock.read().strip() or 'unknown'})",
