@@ -102,10 +102,22 @@ def say(found: Sequence[Cell], pairs: Sequence[PairRow], dots: Sequence[DotRow])
             f"{first} minus {second}: from {points(gaps[0].mean)} points ({name}) to "
             f"{points(gaps[-1].mean)} ({_where(gaps[-1], rows)}), over {len(rows)} tasks and k."
         )
-    for row in dots:
-        if row.measured and row.kernels and row.splits:
-            counts = [f"{CRITERIA[c].lower()} {row.count(c)[0]} of {row.count(c)[1]}" for c in CRITERIA]
-            sentences.append(f"{row.place.task}, k {row.place.k}, {row.arm}: {'; '.join(counts)} splits.")
+    measured = [row for row in dots if row.measured and row.kernels and row.splits]
+    for arm in dict.fromkeys(row.arm for row in measured):
+        rows_of_arm = [row for row in measured if row.arm == arm]
+        counts = []
+        for criterion, words in CRITERIA.items():
+            met, said = (
+                sum(numbers) for numbers in zip(*(r.count(criterion) for r in rows_of_arm), strict=True)
+            )
+            counts.append(f"{words.lower()} {met} of {said}")
+        place = rows_of_arm[0].place
+        over = (
+            f" over {len(rows_of_arm)} tasks and k"
+            if len(rows_of_arm) > 1
+            else f", {place.task}, k {place.k}"
+        )
+        sentences.append(f"{arm}: {'; '.join(counts)} splits{over}.")
     return sentences
 
 
