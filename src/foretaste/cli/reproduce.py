@@ -34,7 +34,7 @@ def reproduce(
     scale: Annotated[
         str,
         typer.Option(
-            help="smoke: a tiny random model, seconds; laptop: a small encoder, minutes to an hour; paper: "
+            help="smoke: a tiny random model, seconds; laptop: a small pretrained model, minutes to hours; paper: "
             "as published, for a GPU."
         ),
     ] = "laptop",
