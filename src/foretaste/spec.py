@@ -166,10 +166,10 @@ class AdapterSpec(Open):
         return dict(self.model_extra or {})
 
 
-class AttackSpec(Open):
-    """One attack at one or more amounts, with the attack's own options beside these keys."""
+class Amounts(Open):
+    """Something that poisons rows at one or more amounts, with its own options beside these keys."""
 
-    method: str = Field(description="`foretaste list attacks`")
+    method: str
     name: str | None = Field(None, description="label in tables; the method by default")
     rates: list[Rate] = Field(
         default_factory=list, description="shares of the eligible rows; 0 is the clean run"
@@ -181,16 +181,22 @@ class AttackSpec(Open):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The fields that go to the attack's own options class."""
+        """The fields that go to the options class of the method."""
         return dict(self.model_extra or {})
 
     @model_validator(mode="after")
-    def _one_amount(self) -> AttackSpec:
+    def _one_amount(self) -> Self:
         if bool(self.rates) == bool(self.counts):
             raise ValueError("give rates or counts, one of the two and not empty")
         if self.counts and self.selection == "bernoulli":
             raise ValueError("counts need selection: exact-nested; Bernoulli draws have rates only")
         return self
+
+
+class AttackSpec(Amounts):
+    """One attack at one or more amounts, with the attack's own options beside these keys."""
+
+    method: str = Field(description="`foretaste list attacks`")
 
 
 class SeedGrid(Strict):

@@ -8,15 +8,15 @@ them again without anything being trained or generated.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from foretaste.seeds import Seeds
 from foretaste.spec import (
     AdapterSpec,
+    Amounts,
     Open,
-    Rate,
     ResolvedAdapter,
     Seed,
     SeedGrid,
@@ -107,31 +107,10 @@ class MethodSpec(Open):
         return dict(self.model_extra or {})
 
 
-class TriggerSpec(Open):
+class TriggerSpec(Amounts):
     """One trigger at one or more amounts, with the trigger's own options beside these keys."""
 
     method: str = Field(description="`foretaste list triggers`")
-    name: str | None = Field(None, description="label in tables; the method by default")
-    rates: list[Rate] = Field(
-        default_factory=list, description="shares of the eligible rows; 0 is the clean run"
-    )
-    counts: list[Annotated[int, Field(ge=0)]] = Field(
-        default_factory=list, description="numbers of poisoned rows"
-    )
-    selection: Literal["exact-nested", "bernoulli"] = "exact-nested"
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The fields that go to the trigger's own options class."""
-        return dict(self.model_extra or {})
-
-    @model_validator(mode="after")
-    def _one_amount(self) -> Self:
-        if bool(self.rates) == bool(self.counts):
-            raise ValueError("give rates or counts, one of the two and not empty")
-        if self.counts and self.selection == "bernoulli":
-            raise ValueError("counts need selection: exact-nested; Bernoulli draws have rates only")
-        return self
 
 
 class InstructSpec(Strict):

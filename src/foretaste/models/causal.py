@@ -78,31 +78,15 @@ def load_causal(
         )
     if not dropout:
         load.no_dropout(config)
-    try:
-        with load.quiet():
-            if meta:
-                with torch.device("meta"):
-                    model = AutoModelForCausalLM.from_config(config)
-                missing = _missing_head(model, location)
-            else:
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    location.name,
-                    config=config,
-                    dtype=dtype,
-                    output_loading_info=True,
-                    **load.WEIGHTS_ONLY,
-                    **location.kwargs,
-                )
-                model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        raise load.unreadable(location, error) from None
+    model, missing = load.read_model(AutoModelForCausalLM, location, config, dtype=dtype, meta=meta)
+    if meta:
+        missing = _missing_head(model, location)
     if missing:
         raise UserError(
             f"the model comes without its language head ({missing[0]}): it would write at random",
             where="model.base",
             cure="Name the whole model, not its body.",
         )
-    assert isinstance(model, PreTrainedModel)
     return model
 
 
@@ -112,10 +96,7 @@ def _missing_head(model: PreTrainedModel, location: Location) -> list[str]:
     if head is None or location.folder is None or model.config.get_text_config().tie_word_embeddings:
         return []
     name = next(name for name, module in model.named_modules() if module is head) + ".weight"
-    stored: set[str] = set()
-    for file in sorted(Path(location.name).glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            stored |= set(tensors.keys())
+    stored = load.stored_names(location)
     return [] if not stored or name in stored else [name]
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoModelForMaskedLM,
@@ -234,31 +233,15 @@ def load_lm(location: Location, *, dtype: torch.dtype, meta: bool = False) -> tu
     if kind == "causal":
         return causal.load_causal(location, dtype=dtype, dropout=False, meta=meta).eval(), kind
     config = load.no_dropout(load.read_config(location))
-    try:
-        with load.quiet():
-            if meta:
-                with torch.device("meta"):
-                    model = AutoModelForMaskedLM.from_config(config)
-                missing = _missing_head(model, location)
-            else:
-                loaded: Any = AutoModelForMaskedLM.from_pretrained(
-                    location.name,
-                    config=config,
-                    dtype=dtype,
-                    output_loading_info=True,
-                    **load.WEIGHTS_ONLY,
-                    **location.kwargs,
-                )
-                model, missing = loaded[0], sorted(loaded[1]["missing_keys"])
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        raise load.unreadable(location, error) from None
+    model, missing = load.read_model(AutoModelForMaskedLM, location, config, dtype=dtype, meta=meta)
+    if meta:
+        missing = _missing_head(model, location)
     if missing:
         raise UserError(
             f"the model comes without its language head ({missing[0]}): it would fill in at random",
             where="model.base",
             cure="Name the whole model, not its body or a sentence encoder.",
         )
-    assert isinstance(model, PreTrainedModel)
     return model.eval(), kind
 
 
@@ -268,10 +251,7 @@ def _missing_head(model: PreTrainedModel, location: Location) -> list[str]:
         return []
     inside = f"{model.base_model_prefix}."
     outside = [name for name, _ in model.named_parameters() if not name.startswith(inside)]
-    stored: set[str] = set()
-    for file in sorted(Path(location.name).glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            stored |= set(tensors.keys())
+    stored = load.stored_names(location)
     heads = {name.partition(".")[0] for name in outside}
     lacking = stored and not any(name.partition(".")[0] in heads for name in stored)
     return outside[:1] if lacking else []

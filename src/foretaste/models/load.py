@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -210,6 +210,57 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def read_model(
+    auto: Any, location: Location, config: PretrainedConfig, *, dtype: torch.dtype, meta: bool
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model, and the names of weights that its files lack; with `meta` none are looked for.
+
+    Args:
+        auto: Such as AutoModelForCausalLM.
+        location: Where the model is.
+        config: Its configuration.
+        dtype: Of the weights.
+        meta: Build the architecture only, without weights and memory.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    try:
+        with quiet():
+            if meta:
+                with torch.device("meta"):
+                    return auto.from_config(config), []
+            loaded: Any = auto.from_pretrained(
+                location.name,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                **WEIGHTS_ONLY,
+                **location.kwargs,
+            )
+            return loaded[0], sorted(loaded[1]["missing_keys"])
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+        raise unreadable(location, error) from None
+
+
+def stored_names(location: Location) -> set[str]:
+    """Names of the weights in a local folder's safetensors; none where there is no folder.
+
+    Raises:
+        UserError: A file is damaged.
+    """
+    stored: set[str] = set()
+    if location.folder is None:
+        return stored
+    try:
+        for file in sorted(Path(location.name).glob("*.safetensors")):
+            with safe_open(file, framework="pt") as tensors:
+                stored |= set(tensors.keys())
+    except (OSError, SafetensorError) as error:
+        raise unreadable(location, error) from None
+    return stored
+
+
 def read_config(location: Location) -> PretrainedConfig:
     """The model's configuration, without its weights.
 
@@ -291,18 +342,7 @@ def load_classifier(
     if not dropout:
         no_dropout(config)
     auto = AutoModelForSequenceClassification if pooling == "model" else AutoModel
-    try:
-        with quiet():
-            if meta:
-                with torch.device("meta"):
-                    model = auto.from_config(config)
-            else:
-                model = auto.from_pretrained(
-                    location.name, config=config, dtype=dtype, **WEIGHTS_ONLY, **location.kwargs
-                )
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        raise unreadable(location, error) from None
-    assert isinstance(model, PreTrainedModel)
+    model, _ = read_model(auto, location, config, dtype=dtype, meta=meta)
     if pooling == "model":
         return model
     with torch.device("meta") if meta else contextlib.nullcontext():
