@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from foretaste.calibration.cells import read_cells
+from foretaste.fewshot.distortion import Distortion
 from foretaste.report import build, load
 from foretaste.report.cells import Frames
 
@@ -317,6 +318,31 @@ def scale() -> Chart:
     )
 
 
+def kept() -> Chart:
+    """How far LoRA's kernel is from that of all weights (docs/results.md, same heading)."""
+    record = Distortion.model_validate_json((ROOT / "results" / "distortion-smollm2.json").read_bytes())
+
+    def over_rank(scaling: str, what: str, shift: float) -> list[Point]:
+        found = []
+        for place, rank in enumerate(record.ranks):
+            values = [100 * getattr(p, what) for p in record.points if (p.scaling, p.rank) == (scaling, rank)]
+            found.append(Point(place + shift, sum(values) / len(values), min(values), max(values)))
+        return found
+
+    return Chart(
+        "SmolLM2 on SST-2: how far LoRA's kernel at B = 0 is from that of all weights",
+        "rank r",
+        "distance",
+        [(place, str(rank)) for place, rank in enumerate(record.ranks)],
+        per_cent([0, 25, 50, 75, 100, 125]),
+        [
+            Series("peft, α / r", "lora", over_rank("alpha/r", "relative_error", -0.06)),
+            Series("the theorem's variance 1 / r", "full", over_rank("1/r", "relative_error", 0.0)),
+            Series("peft, at the best scale", "third", over_rank("alpha/r", "shape_error", 0.06)),
+        ],
+    )
+
+
 FIGURES = {
     "flips": flips,
     "trigger": trigger,
@@ -324,6 +350,7 @@ FIGURES = {
     "predicted": predicted,
     "rank": rank,
     "scale": scale,
+    "kept": kept,
 }
 
 
