@@ -34,11 +34,11 @@ def test_command_reference_is_what_the_commands_say() -> None:
     assert page == tool("cli_reference").render(), "run python tools/cli_reference.py"
 
 
-@pytest.mark.parametrize("name", ["flips", "trigger", "seeds", "predicted", "rank", "scale"])
+@pytest.mark.parametrize("name", ["flips", "trigger", "seeds", "predicted", "rank", "scale", "kept"])
 def test_figures_are_what_the_records_say(name: str) -> None:
     figures = tool("docs_figures")
     assert name in figures.FIGURES
-    assert len(figures.FIGURES) == 6
+    assert len(figures.FIGURES) == 7
     drawn = (DOCS / "figures" / f"{name}.svg").read_text(encoding="utf-8")
     assert drawn == figures.render(name), "run python tools/docs_figures.py"
 
