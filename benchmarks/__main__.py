@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import growth, history, kernel, page, prediction, sweep, training
+from benchmarks import growth, history, kernel, page, prediction, stacked, sweep, training
 from benchmarks.result import Result
 
 BENCHMARKS = {
@@ -23,6 +23,7 @@ BENCHMARKS = {
     "prediction": prediction.run,
     "sweep": sweep.run,
     "growth": growth.run,
+    "stacked": stacked.run,
 }
 
 

@@ -163,6 +163,7 @@ def measure(
     threads: int | None = None,
     watcher: Watcher | None = None,
     cluster: Cluster | None = None,
+    stack: int | None = None,
     **fields: Any,
 ) -> Measured:
     """Poison, fine-tune and test; finished runs in `folder` are not done again.
@@ -185,6 +186,8 @@ def measure(
         threads: Threads of each.
         watcher: Hears of progress.
         cluster: A Ray that does the runs: `foretaste.experiments.cluster.Cluster()`.
+        stack: LoRA runs that are trained together through one frozen base, in this process; results are those
+            of single runs up to rounding.
         **fields: Other keys of the spec (`training`, `seeds`, `name`, ...).
 
     Raises:
@@ -203,6 +206,7 @@ def measure(
         threads=threads,
         watcher=watcher,
         cluster=cluster,
+        stack=stack,
     )
 
 
@@ -264,6 +268,7 @@ def audit(
     threads: int | None = None,
     watcher: Watcher | None = None,
     cluster: Cluster | None = None,
+    stack: int | None = None,
     on_progress: Callable[[str, float], None] | None = None,
     **fields: Any,
 ) -> Foretold:
@@ -284,6 +289,7 @@ def audit(
         threads: As in `measure`.
         watcher: Hears of the measuring.
         cluster: As in `measure`.
+        stack: As in `measure`.
         on_progress: Hears of the predicting.
         **fields: Other keys of the spec.
 
@@ -306,6 +312,7 @@ def audit(
         threads=threads,
         watcher=None if watcher is None else lambda: watcher,
         cluster=cluster,
+        stack=stack,
         on_progress=on_progress,
     )
     measured = found.measured.records if found.measured else []

@@ -109,7 +109,7 @@ def test_failed_and_diverged_runs_end_with_1(
         attacks=[],
     )
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "_evaluate", fail)
+        patch.setattr(run_module, "evaluate", fail)
         done = cli("measure", spec, "-o", tmp_path / "sweep", *ALONE)
     assert done.code == 1
     assert "1 diverged, 1 error in" in done.out

@@ -27,6 +27,7 @@ class Watch:
         self.retries: list[tuple[str, int]] = []
         self.steps: list[tuple[str, int, int]] = []
         self.stops: list[int] = []
+        self.notes: list[str] = []
         self.on_started: Callable[[Any], None] = lambda run: None
         self.on_stepped: Callable[[str], None] = lambda run_id: None
 
@@ -36,6 +37,9 @@ class Watch:
 
     def allocated(self, allocation: Any) -> None:
         self.allocation = allocation
+
+    def noted(self, text: str) -> None:
+        self.notes.append(text)
 
     def started(self, run: Any) -> None:
         self.started_runs.append(run.id)

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from foretaste.experiments import prepare
-from foretaste.experiments import run as run_module
+from foretaste.experiments import evaluate, prepare
 from foretaste.record import Record, read_manifest
 from foretaste.reproduction import compose
 from foretaste.seeds import uniforms
@@ -68,7 +67,7 @@ def _listen(patch: pytest.MonkeyPatch, heard: Heard) -> None:
 
     patch.setattr(trainer, "TrainingArguments", keep_arguments)
     patch.setattr(prepare, "encode", keep_encode)
-    patch.setattr(run_module, "encode", keep_encode)
+    patch.setattr(evaluate, "encode", keep_encode)
     patch.setattr(trainer, "fine_tune", keep_model)
 
 

@@ -30,8 +30,7 @@ def _values() -> list[dict[str, Any]]:
 
 def test_every_cell_has_its_mean_and_its_range() -> None:
     drawn = {
-        (row["panel"], row["scaling"], row["x"]): (row["mean"], row["low"], row["high"])
-        for row in _values()
+        (row["panel"], row["scaling"], row["x"]): (row["mean"], row["low"], row["high"]) for row in _values()
     }
     assert drawn.keys() == {
         (panel, *cell) for panel in WHAT.values() for cell in (("1/r", 1), ("1/r", 8), ("rslora", 1))

@@ -47,7 +47,7 @@ def train(tiny_bert: Path, load_tiny: Any, make_rows: Rows, monkeypatch: pytest.
             groups = kwargs["optimizer"].param_groups
             rates.append({names[id(p)]: group["lr"] for group in groups for p in group["params"]})
 
-        monkeypatch.setattr(trainer._Steps, "on_pre_optimizer_step", look, raising=False)
+        monkeypatch.setattr(trainer.Steps, "on_pre_optimizer_step", look, raising=False)
         spec = TrainingSpec(
             **(
                 {

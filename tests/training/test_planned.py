@@ -83,7 +83,7 @@ def test_a_real_training_takes_the_planned_batches_at_the_planned_rates(
         rates.append(kwargs["optimizer"].param_groups[0]["lr"])
 
     monkeypatch.setattr(trainer._Trainer, "training_step", step)
-    monkeypatch.setattr(trainer._Steps, "on_pre_optimizer_step", before)
+    monkeypatch.setattr(trainer.Steps, "on_pre_optimizer_step", before)
     trainer.fine_tune(model, rows_by_length(), LENGTHS, tokenizer, spec, max_length=32, seed=5)
     steps = trainer.planned_steps(spec, len(LENGTHS))
     assert len(seen) == steps > 3

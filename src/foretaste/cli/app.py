@@ -26,6 +26,7 @@ from foretaste.cli.options import (
     Output,
     Processes,
     Spec,
+    Stack,
     Threads,
     read_spec,
 )
@@ -83,6 +84,7 @@ def measure(
     extend: Extend = False,
     processes: Processes = None,
     threads: Threads = None,
+    stack: Stack = None,
     engine: Engine = "local",
     address: Address = None,
     json_output: Json = False,
@@ -94,6 +96,7 @@ def measure(
     from foretaste.training import ranks
 
     where = cluster.chosen(engine, address)
+    experiment.refuse_stacks(stack, processes, where)
     content, base_dir = read_spec(spec, MeasureSpec)
     folder = output or Path("runs") / content.name
     display.pull_assets([content.model.base, content.data.source], err)
@@ -116,6 +119,7 @@ def measure(
             threads=threads,
             watcher=watcher,
             cluster=where,
+            stack=stack,
         )
     if json_output and not silent:
         print_json({"folder": str(folder), "statuses": measured.statuses})
@@ -169,6 +173,7 @@ def audit(
     extend: Extend = False,
     processes: Processes = None,
     threads: Threads = None,
+    stack: Stack = None,
     engine: Engine = "local",
     address: Address = None,
     json_output: Json = False,
@@ -180,9 +185,11 @@ def audit(
     from foretaste.cli import display, foretold, gate
     from foretaste.experiments import audit as experiment
     from foretaste.experiments import cluster
+    from foretaste.experiments.measure import refuse_stacks
     from foretaste.report import report as make
 
     where = cluster.chosen(engine, address)
+    refuse_stacks(stack, processes, where)
     if measure not in get_args(experiment.Part):
         raise unknown("part to measure", measure, get_args(experiment.Part), where="--measure")
     content, base_dir = read_spec(spec, MeasureSpec)
@@ -201,6 +208,7 @@ def audit(
             watcher=shown.measuring,
             on_progress=shown.predicting,
             cluster=where,
+            stack=stack,
         )
     with err.status("Drawing ...") if not json_output else _nothing():
         page = make([folder])

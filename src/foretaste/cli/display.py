@@ -111,6 +111,10 @@ class SweepDisplay(Watcher):
         """Say how the cores are used, and why."""
         self._say(f"{allocation.processes} x {allocation.threads} threads ({escape(allocation.reason)}).")
 
+    def noted(self, text: str) -> None:
+        """Say what went another way than was asked for."""
+        self._say(f"[yellow]warning[/] {escape(text)}")
+
     def started(self, run: Run) -> None:
         """Show the run."""
         self._runs[run.id] = self._progress.add_task(f"  {escape(run.label)}", total=None)

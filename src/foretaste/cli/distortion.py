@@ -67,8 +67,8 @@ def distortion(
         from foretaste.report.figures import distortion as figure
         from foretaste.report.figures import theme
 
-        rows = [point.model_dump() for point in record.points]
-        theme.save(figure.distortion(rows), output.with_suffix(""))
+        points = [point.model_dump() for point in record.points]
+        theme.save(figure.distortion(points), output.with_suffix(""))
     if json_output:
         app.print_json(record.model_dump(mode="json"))
     else:

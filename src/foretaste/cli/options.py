@@ -22,6 +22,15 @@ Processes = Annotated[int | None, typer.Option(min=1, help="Worker processes; me
 ProcessesForCores = Annotated[
     int | None, typer.Option(min=1, help="Worker processes; one for each core by default.")
 ]
+Stack = Annotated[
+    int | None,
+    typer.Option(
+        "--stack",
+        min=1,
+        metavar="K",
+        help="Train up to K LoRA runs together through one frozen base (in this process).",
+    ),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of each process.")]
 Engine = Annotated[
     str, typer.Option("--engine", help="local: processes of this machine; ray: a Ray, here or a cluster.")

@@ -34,8 +34,8 @@ def reproduce(
     scale: Annotated[
         str,
         typer.Option(
-            help="smoke: a tiny random model, seconds; laptop: a small pretrained model, minutes to hours; paper: "
-            "as published, for a GPU."
+            help="smoke: a tiny random model, seconds; laptop: a small pretrained model, minutes to hours; "
+            "paper: as published, for a GPU."
         ),
     ] = "laptop",
     variant: Annotated[

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from foretaste.errors import unknown
 from foretaste.experiments.captures import OnProgress
 from foretaste.experiments.cluster import Cluster
-from foretaste.experiments.measure import Measured, Watcher, measure
+from foretaste.experiments.measure import Measured, Watcher, measure, refuse_stacks
 from foretaste.experiments.plan import Resources
 from foretaste.experiments.predict import Predicted, predict
 from foretaste.spec import MeasureSpec, RunSpec
@@ -46,6 +46,7 @@ def audit(
     on_progress: OnProgress | None = None,
     on_predicted: Callable[[Predicted], None] | None = None,
     cluster: Cluster | None = None,
+    stack: int | None = None,
 ) -> Audited:
     """Predict, then measure; runs that are measured already are not done again.
 
@@ -62,6 +63,7 @@ def audit(
         on_progress: Hears of the predicting.
         on_predicted: Called between the two.
         cluster: As in `measure`; the predicting is done here.
+        stack: As in `measure`.
 
     Raises:
         UserError: As `predict` and `measure`, or no such part.
@@ -69,6 +71,7 @@ def audit(
     if part not in get_args(Part):
         raise unknown("part to measure", part, get_args(Part), where="measure")
     ranks.require_one("an audit")
+    refuse_stacks(stack, processes, cluster)
     predicted = predict(spec, folder, base_dir=base_dir, resources=resources, on_progress=on_progress)
     if on_predicted is not None:
         on_predicted(predicted)
@@ -85,6 +88,7 @@ def audit(
         watcher=watcher() if watcher is not None else None,
         only=None if part == "all" else corner(spec),
         cluster=cluster,
+        stack=stack,
     )
     return Audited(predicted, measured)
 

@@ -23,15 +23,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import psutil
 import torch
 
+from foretaste.attempt import crashed, write_record
 from foretaste.errors import UserError
 from foretaste.experiments.prepare import Workspace
-from foretaste.experiments.run import execute, failed_or_done, write_record
+from foretaste.experiments.run import execute, record_of
 from foretaste.experiments.store import FINAL
 from foretaste.record import Layout, Record, read_record
 from foretaste.spec import RunSpec
@@ -97,7 +97,7 @@ class Job:
 
 
 def _crashed(run: RunSpec, workspace: Workspace, reason: str, attempts: int) -> Record:
-    record = failed_or_done(run, workspace, "crashed", reason, datetime.now(UTC), attempts)
+    record = record_of(run, workspace, crashed(reason), attempts)
     write_record(record, workspace.folder)
     return record
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Protocol
 
 from foretaste import data
 from foretaste.errors import UserError
-from foretaste.experiments import engine, estimate, store
+from foretaste.experiments import engine, estimate, stacks, store, sweep
 from foretaste.experiments.cluster import Cluster, Demand
 from foretaste.experiments.plan import Plan, Resources, plan
 from foretaste.experiments.prepare import Workspace
@@ -22,11 +21,11 @@ from foretaste.record import Layout, Record
 from foretaste.spec import MeasureSpec, RunSpec
 from foretaste.training import ranks, trainer
 
-__all__ = ["Measured", "Preview", "Watcher", "measure", "preview"]
+__all__ = ["Measured", "Preview", "Watcher", "measure", "preview", "refuse_stacks"]
 
 
 # Seconds of work that a worker must take off this process to be worth starting: it imports torch and measures
-# for about ten, and two processes of one thread gain a tenth over one of two (results/bench.json).
+# for about ten, and two processes of one thread gain a tenth over one of two (results/bench.jsonl).
 SHORT_SWEEP = 45.0
 
 
@@ -51,9 +50,11 @@ class Watcher(engine.Listener):
     def allocated(self, allocation: engine.Allocation) -> None:
         """Processes and threads are chosen."""
 
+    def noted(self, text: str) -> None:
+        """Something went another way than was asked for."""
 
-@dataclass(frozen=True)
-class Measured:
+
+class Measured(sweep.Measured[Record]):
     """The records of a sweep, those of earlier sessions included.
 
     Attributes:
@@ -61,29 +62,15 @@ class Measured:
         records: One for each run, in the order of the plan.
     """
 
-    folder: Path
-    records: list[Record]
-
-    @property
-    def statuses(self) -> dict[str, int]:
-        """How many runs ended how."""
-        return dict(Counter(record.status for record in self.records))
-
 
 @dataclass(frozen=True)
-class Preview:
+class Preview(sweep.Preview[Plan, RunSpec]):
     """What a sweep would do.
 
     Attributes:
-        plan: All runs.
-        missing: Those that have no result yet.
-        seconds: Expected wall time of the missing runs, one after another with all threads.
         truncated: Training rows of the first seed that are cut at max_length.
     """
 
-    plan: Plan
-    missing: list[RunSpec]
-    seconds: float
     truncated: int
 
 
@@ -128,6 +115,7 @@ def measure(
     watcher: Watcher | None = None,
     only: Callable[[RunSpec], bool] | None = None,
     cluster: Cluster | None = None,
+    stack: int | None = None,
 ) -> Measured:
     """Do every run of a sweep that has no result yet.
 
@@ -142,11 +130,14 @@ def measure(
         watcher: Hears of progress.
         only: Runs to do; all when None. What it leaves out is returned where it has a result.
         cluster: Does the runs in place of processes of this machine.
+        stack: LoRA runs that are trained together through one base, in this process; 1 when None. Results
+            are those of single runs up to rounding.
 
     Raises:
-        UserError: The spec does not fit, the folder holds another sweep, the disk is full, or the cluster
-            cannot do the runs.
+        UserError: The spec does not fit, the folder holds another sweep, the disk is full, the cluster
+            cannot do the runs, or `stack` is asked for with anything but one process.
     """
+    refuse_stacks(stack, processes, cluster)
     watcher = watcher or Watcher()
     resources = resources or Resources()
     planned = plan(spec, base_dir, resources)
@@ -174,9 +165,37 @@ def measure(
         )
         ranks.told([run.id for run in missing], cpu=_on_cpu(planned))
         if missing:
-            _run(missing, planned, workspace, watcher, processes, threads, cluster)
+            _run(missing, planned, workspace, watcher, processes, threads, cluster, stack or 1)
         by_id = {record.run_id: record for record in layout.read()[0]}
     return Measured(folder, [by_id[run.id] for run in planned.runs if run.id in by_id])
+
+
+def refuse_stacks(stack: int | None, processes: int | None, cluster: Cluster | None) -> None:
+    """Check that runs which are to be trained together may stay in this process.
+
+    Args:
+        stack: Runs that are trained together; with None or 1 there is nothing to check.
+        processes: Worker processes that are asked for.
+        cluster: Does the runs in place of processes of this machine.
+
+    Raises:
+        UserError: Several processes are meant to do them.
+    """
+    if (stack or 1) == 1:
+        return
+    ranks.require_one("a sweep that trains runs together (--stack)")
+    if cluster is not None:
+        raise UserError(
+            "runs that are trained together stay in this process, and Ray has others",
+            where="--stack",
+            cure="Drop --engine ray, or --stack.",
+        )
+    if (processes or 1) > 1:
+        raise UserError(
+            f"runs that are trained together stay in this process, and --processes asks for {processes}",
+            where="--stack",
+            cure="Drop --processes, or --stack.",
+        )
 
 
 def _follow(
@@ -225,7 +244,16 @@ def _run(
     processes: int | None,
     threads: int | None,
     cluster: Cluster | None,
+    stack: int,
 ) -> None:
+    if stack > 1:
+        groups = stacks.grouped(missing, stack)
+        alone = sum(len(group) == 1 for group in groups)
+        reason = f"up to {stack} runs trained together: {len(groups) - alone} groups, and {alone} runs alone"
+        allocation = engine.Allocation(1, threads or engine.cores(), reason)
+        watcher.allocated(allocation)
+        stacks.run_inline(missing, workspace, watcher, allocation.threads, most=stack, on_note=watcher.noted)
+        return
     shape, _ = _shape(planned, workspace.base_dir, workspace.resources)
     if cluster is not None:
         from foretaste.experiments import ray_engine  # Ray is an extra

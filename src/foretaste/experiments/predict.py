@@ -12,6 +12,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
+from foretaste.attempt import write_record
 from foretaste.calibration.cells import PREDICTED
 from foretaste.experiments import flips, plan, predicted, store
 from foretaste.experiments.budgets import Budgets, budgets
@@ -19,7 +20,6 @@ from foretaste.experiments.captures import Captures, OnProgress
 from foretaste.experiments.kernel_jobs import attached
 from foretaste.experiments.plan import Plan, Resources
 from foretaste.experiments.prepare import Workspace
-from foretaste.experiments.run import write_record
 from foretaste.experiments.simulate import references, simulate
 from foretaste.locks import locked
 from foretaste.models import adapters

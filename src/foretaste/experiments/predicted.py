@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from foretaste import indicators
+from foretaste.attempt import Ending
 from foretaste.experiments.budgets import Budgets
 from foretaste.experiments.captures import CapturedArm, Captures, Reference, arm_key
 from foretaste.experiments.pool import Pool, cell_key
 from foretaste.experiments.prepare import Workspace
-from foretaste.experiments.run import failed_or_done
+from foretaste.experiments.run import record_of
 from foretaste.experiments.simulate import Decided, Simulated
 from foretaste.indicators import Drawn, Evidence, Twin
 from foretaste.record import (
@@ -319,7 +320,7 @@ def _record(making: Making, run: RunSpec, prediction: Prediction | None, space: 
     pool = making.captures.pool
     refused = pool.refused.get(cell_key(run))
     status: Literal["completed", "error"] = "completed" if refused is None else "error"
-    record = failed_or_done(run, space, status, refused, making.started, 1)
+    record = record_of(run, space, Ending(making.started, status, refused))
     update: dict[str, object] = {"kind": "predicted", "prediction": prediction, "notes": list(making.notes)}
     if run.id in making.simulated:
         clean, triggered = _metrics(pool, making.simulated[run.id].trained, run)

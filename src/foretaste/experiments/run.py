@@ -7,25 +7,23 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from foretaste import attacks
-from foretaste.errors import in_a_line
+from foretaste.attempt import Ending, Place, attempted, stated, write_record
 from foretaste.experiments import prepare
+from foretaste.experiments.evaluate import evaluate
 from foretaste.experiments.plan import apply_attack
 from foretaste.experiments.prepare import Workspace
 from foretaste.models import adapters
-from foretaste.models.encode import Encoded, encode
+from foretaste.models.encode import Encoded
 from foretaste.record import (
     InitCheck,
     Layout,
@@ -34,22 +32,26 @@ from foretaste.record import (
     Metrics,
     Poison,
     Record,
-    Status,
     Timings,
     Training,
     TriggeredMetrics,
-    form_key,
     write_atomic,
 )
 from foretaste.sealing import sealed
 from foretaste.spec import RunSpec, TrainingSpec, digest
-from foretaste.training import outcomes, ranks, trainer
+from foretaste.training import ranks, trainer
 
 PACKAGES = ("foretaste", "torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scikit-learn")
 
 
+Fresh = Callable[[RunSpec, Workspace], tuple[PreTrainedTokenizerBase, PreTrainedModel]]
+"""From a run to its tokenizer and its untrained model, which is the run's own to change."""
+
+
 @dataclass(frozen=True)
-class _Outcome:
+class Outcome:
+    """All that the record of a run says beyond what every record says."""
+
     timings: Timings
     poison: Poison | None
     training: Training
@@ -58,8 +60,40 @@ class _Outcome:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to train.
+
+    Attributes:
+        model: Its adapter is attached.
+        train: Poisoned training rows, as tokens.
+        order_lengths: Tokens of the same rows before poisoning.
+        counts: Parameters that are trained, and all.
+        seconds: Of loading, of probing, and of attaching the adapter.
+        notes: On the data.
+    """
+
+    run: RunSpec
+    tokenizer: PreTrainedTokenizerBase
+    model: torch.nn.Module
+    train: Encoded
+    order_lengths: list[int]
+    test: Dataset
+    manifest: Manifest | None
+    init: InitCheck | None
+    counts: tuple[int, int]
+    probe_accuracy: float | None
+    seconds: tuple[float, float, float]
+    notes: list[str]
+
+
 def execute(
-    run: RunSpec, workspace: Workspace, *, attempts: int = 1, on_step: trainer.OnStep | None = None
+    run: RunSpec,
+    workspace: Workspace,
+    *,
+    attempts: int = 1,
+    on_step: trainer.OnStep | None = None,
+    notes: Sequence[str] = (),
 ) -> Record:
     """Do one run and write its record, manifest and predictions.
 
@@ -71,73 +105,46 @@ def execute(
         workspace: Where, and with what.
         attempts: How often the run was started, this time included.
         on_step: Called with (steps done, steps in all).
+        notes: What else the record should say.
 
     Raises:
         OSError: A result could not be written.
     """
-    started = datetime.now(UTC)
-    status: Status = "completed"
-    reason: str | None = None
-    outcome: _Outcome | None = None
-    try:
-        outcome = _do(run, workspace, on_step)
-    except trainer.Diverged as error:
-        status, reason = "diverged", str(error)
-    except OSError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever failed belongs into the record of this run
-        status, reason = "error", in_a_line(error)
-    record = failed_or_done(run, workspace, status, reason, started, attempts, outcome)
-    write_record(record, workspace.folder)
-    return record
+
+    def do() -> Outcome:
+        prepared = prepare_run(run, workspace)
+        began = time.perf_counter()
+        trained = fine_tune(prepared, on_step)
+        return finish(prepared, trained, time.perf_counter() - began, workspace, notes)
+
+    return keep(run, workspace, attempted(do, trainer.Diverged), attempts)
 
 
-def write_record(record: Record, folder: Path) -> None:
-    """Put a record where it belongs, atomically.
+def keep(run: RunSpec, workspace: Workspace, ending: Ending[Outcome], attempts: int = 1) -> Record:
+    """Write the record of a run that ended, one way or the other.
 
     Raises:
         OSError: It could not be written.
     """
-    write_atomic(Layout(folder).record(record.run_id), sealed(record))
+    record = record_of(run, workspace, ending, attempts)
+    write_record(record, workspace.folder)
+    return record
 
 
-def failed_or_done(
-    run: RunSpec,
-    workspace: Workspace,
-    status: Status,
-    reason: str | None,
-    started: datetime,
-    attempts: int,
-    outcome: _Outcome | None = None,
-) -> Record:
-    """The record of a run, with an outcome when it has one."""
-    commit, dirty = source_commit()
+def record_of(run: RunSpec, workspace: Workspace, ending: Ending[Outcome], attempts: int = 1) -> Record:
+    """The record of a run, with an outcome when it has one.
+
+    Args:
+        run: What was done.
+        workspace: Where, and with what.
+        ending: How it ended.
+        attempts: How often it was started.
+    """
     parts: dict[str, Any] = {}
-    if outcome is not None:
-        parts = {
-            "timings": outcome.timings,
-            "poison": outcome.poison,
-            "training": outcome.training,
-            "clean": outcome.clean,
-            "triggered": outcome.triggered,
-            "predictions": f"predictions/{run.id}.parquet",
-            "notes": outcome.notes,
-        }
-    return Record(
-        run_id=run.id,
-        sweep=workspace.sweep,
-        request=workspace.request,
-        resolved=run,
-        status=status,
-        reason=reason,
-        started=started.isoformat(timespec="seconds"),
-        versions=versions(),
-        commit=commit,
-        dirty=dirty,
-        machine=machine_of(run.training, workspace.processes),
-        attempts=attempts,
-        **parts,
-    )
+    if (outcome := ending.outcome) is not None:
+        parts = vars(outcome) | {"predictions": f"predictions/{run.id}.parquet"}
+    place = Place(**surroundings(workspace, run.training))
+    return Record(run_id=run.id, resolved=run, **stated(place, ending, attempts), **parts)
 
 
 def surroundings(workspace: Workspace, training: TrainingSpec) -> dict[str, Any]:
@@ -176,7 +183,17 @@ def machine_of(training: TrainingSpec, processes: int) -> Machine:
     )
 
 
-def _do(run: RunSpec, workspace: Workspace, on_step: trainer.OnStep | None) -> _Outcome:
+def prepare_run(run: RunSpec, workspace: Workspace, fresh: Fresh | None = None) -> Prepared:
+    """Draw and poison the rows of a run, build its model, set its head and attach its adapter.
+
+    Args:
+        run: What to do.
+        workspace: Where, and with what.
+        fresh: Gives the untrained model; by default it is loaded.
+
+    Raises:
+        UserError: Attack, model or adapter do not fit.
+    """
     clock = time.perf_counter
     began = clock()
     loaded, split = prepare.rows_of(run, workspace)
@@ -184,7 +201,7 @@ def _do(run: RunSpec, workspace: Workspace, on_step: trainer.OnStep | None) -> _
     if run.attack is not None:
         poisoned = apply_attack(run, split.train, workspace.base_dir)
         rows, manifest = poisoned.rows, poisoned.manifest
-    tokenizer, model = prepare.fresh_model(run, workspace)
+    tokenizer, model = (fresh or prepare.fresh_model)(run, workspace)
     train = prepare.tokens(tokenizer, rows, run)
     unpoisoned = train if run.attack is None else prepare.tokens(tokenizer, split.train, run)
     loaded_at = clock()
@@ -199,37 +216,84 @@ def _do(run: RunSpec, workspace: Workspace, on_step: trainer.OnStep | None) -> _
         seed=run.seeds.init,
         total_steps=trainer.planned_steps(run.training, len(train)),
     )
-    counts = adapters.trainable(wrapped)
-    trained = trainer.fine_tune(
-        wrapped,
-        train,
-        unpoisoned.lengths,
-        tokenizer,
+    return Prepared(
+        run=run,
+        tokenizer=tokenizer,
+        model=wrapped,
+        train=train,
+        order_lengths=unpoisoned.lengths,
+        test=split.test,
+        manifest=manifest,
+        init=init,
+        counts=adapters.trainable(wrapped),
+        probe_accuracy=probe_accuracy,
+        seconds=(loaded_at - began, probed_at - loaded_at, clock() - probed_at),
+        notes=[*loaded.notes, *split.notes],
+    )
+
+
+def fine_tune(prepared: Prepared, on_step: trainer.OnStep | None = None) -> trainer.Trained:
+    """Train a run by itself.
+
+    Raises:
+        Diverged: A loss, a weight or a state of the optimiser is not finite.
+    """
+    run = prepared.run
+    return trainer.fine_tune(
+        prepared.model,
+        prepared.train,
+        prepared.order_lengths,
+        prepared.tokenizer,
         run.training,
         max_length=run.model.request.max_length,
         seed=run.seeds.order,
         loraplus_ratio=adapters.loraplus_ratio(run.adapter),
         on_step=on_step,
     )
-    trained_at = clock()
-    clean, triggered, table = _evaluate(wrapped, split.test, tokenizer, run, workspace.base_dir)
+
+
+def finish(
+    prepared: Prepared,
+    trained: trainer.Trained,
+    seconds: float,
+    workspace: Workspace,
+    notes: Sequence[str] = (),
+) -> Outcome:
+    """Test a trained run; write its manifest and its predictions.
+
+    Args:
+        prepared: The run, whose model is trained by now.
+        trained: What training did.
+        seconds: That training took, or the run's share of them.
+        workspace: Where results go.
+        notes: What else the record should say.
+
+    Raises:
+        Diverged: The model gives logits that are not finite.
+        OSError: A result could not be written.
+    """
+    run, began = prepared.run, time.perf_counter()
+    clean, triggered, table = evaluate(
+        prepared.model, prepared.test, prepared.tokenizer, run, workspace.base_dir
+    )
     layout = Layout(workspace.folder)
-    poison = _write_manifest(manifest, layout) if manifest else None
+    poison = _write_manifest(prepared.manifest, layout) if prepared.manifest else None
     write_atomic(layout.prediction(run.id), table.to_parquet(index=False, write_page_checksum=True))
-    ended = clock()
-    return _Outcome(
+    load, probe, attach = prepared.seconds
+    tested = time.perf_counter() - began
+    return Outcome(
         timings=Timings(
-            load=loaded_at - began,
-            probe=probed_at - loaded_at,
-            train=trained_at - probed_at,
-            evaluate=ended - trained_at,
-            total=ended - began,
+            load=load,
+            probe=probe,
+            train=attach + seconds,
+            evaluate=tested,
+            total=load + probe + attach + seconds + tested,
         ),
         poison=poison,
-        training=_training_part(run, train, trained, counts, probe_accuracy, init),
+        training=_training_part(prepared, trained),
         clean=clean,
         triggered=triggered,
-        notes=[*loaded.notes, *split.notes, *_notes_on_processes(run, len(train))],
+        notes=[*prepared.notes, *_notes_on_processes(run, len(prepared.train)), *notes],
     )
 
 
@@ -242,73 +306,6 @@ def _notes_on_processes(run: RunSpec, rows: int) -> list[str]:
         # accelerate makes the parts of all processes equal.
         note += "; the last batch of an epoch was filled up with rows from its beginning"
     return [note]
-
-
-def _evaluate(
-    model: torch.nn.Module,
-    test: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    run: RunSpec,
-    base_dir: Path,
-) -> tuple[Metrics, dict[str, TriggeredMetrics], pd.DataFrame]:
-    """Metrics on the clean test rows and under every trigger of the run, and the table of predictions.
-
-    A trigger that has further forms (held-out paraphrases, a part of its words) is tested in each of them.
-    """
-    classes = run.data.classes
-    request = run.model.request
-    labels = np.asarray(test["label"], dtype=np.int64)
-
-    def predicted(rows: Dataset, name: str) -> tuple[np.ndarray, pd.DataFrame]:
-        tokens = encode(
-            tokenizer,
-            rows,
-            max_length=request.eval_max_length or request.max_length,
-            pair_separator=request.pair_separator,
-        )
-        logits = trainer.predict(model, tokens, tokenizer, run.training.eval_batch_size).astype(np.float64)
-        if not np.isfinite(logits).all():
-            raise trainer.Diverged("the trained model gives logits that are not finite")
-        best = logits.argmax(1)
-        odds = np.exp(logits - logits.max(1, keepdims=True))
-        table = pd.DataFrame(
-            {
-                "set": name,
-                "id": tokens.ids,
-                "label": labels,
-                "predicted": best,
-                "confidence": (odds.max(1) / odds.sum(1)).astype(np.float32),
-            }
-        )
-        return best, table
-
-    clean, table = predicted(test, "clean")
-    tables = [table]
-    triggered: dict[str, TriggeredMetrics] = {}
-    for trigger in run.triggers:
-        attack = attacks.build(trigger.method, trigger.options, classes, base_dir=base_dir)
-        assert attacks.is_backdoor(attack)
-        further = attacks.forms(attack)
-        for form in (None, *further):
-            key = trigger.key if form is None else form_key(trigger.key, form)
-            rows, changed = attacks.trigger(test, attack, method=trigger.method, form=form)
-            guess, table = predicted(rows, key)
-            tables.append(table)
-            triggered[key] = outcomes.triggered_metrics(
-                labels,
-                guess,
-                clean,
-                classes,
-                target=attack.target,
-                name=trigger.name,
-                method=trigger.method,
-                options=trigger.options,
-                changed=changed,
-                form=form,
-                says=further[form].says if form else None,
-                expected=further[form].expected if form else "target",
-            )
-    return outcomes.metrics(labels, clean, classes), triggered, pd.concat(tables, ignore_index=True)
 
 
 def _write_manifest(manifest: Manifest, layout: Layout) -> Poison:
@@ -330,28 +327,22 @@ def _write_manifest(manifest: Manifest, layout: Layout) -> Poison:
     )
 
 
-def _training_part(
-    run: RunSpec,
-    train: Encoded,
-    trained: trainer.Trained,
-    counts: tuple[int, int],
-    probe_accuracy: float | None,
-    init: InitCheck | None,
-) -> Training:
-    assert run.training.learning_rate is not None
+def _training_part(prepared: Prepared, trained: trainer.Trained) -> Training:
+    rate = prepared.run.training.learning_rate
+    assert rate is not None
     return Training(
         steps=trained.steps,
         epochs=trained.epochs,
-        learning_rate=run.training.learning_rate,
-        trainable_parameters=counts[0],
-        total_parameters=counts[1],
+        learning_rate=rate,
+        trainable_parameters=prepared.counts[0],
+        total_parameters=prepared.counts[1],
         loss=[round(value, 6) for value in trained.loss],
         rows_per_second=trained.rows / trained.seconds,
         tokens=trained.tokens,
         padding_share=trained.padding / trained.tokens,
-        truncated_rows=train.truncated,
-        head_probe_accuracy=probe_accuracy,
-        init=init,
+        truncated_rows=prepared.train.truncated,
+        head_probe_accuracy=prepared.probe_accuracy,
+        init=prepared.init,
     )
 
 

@@ -43,8 +43,8 @@ def owned(folder: Path) -> Iterator[Layout]:
                 raise UserError(
                     f"the file system cannot lock a file there: {error.strerror}",
                     where=str(folder),
-                    cure="Without a lock two sweeps could mix. Choose a folder on another file system, or mount "
-                    "this one with locks (NFS: without `nolock`).",
+                    cure="Without a lock two sweeps could mix. Choose a folder on another file system, or "
+                    "mount this one with locks (NFS: without `nolock`).",
                 ) from None
             lock.seek(0)
             raise UserError(

@@ -17,11 +17,11 @@ from foretaste.experiments.prepare import Workspace
 
 P = TypeVar("P")
 U = TypeVar("U")
-R_co = TypeVar("R_co", bound=OfRun, covariant=True)
+R = TypeVar("R", bound=OfRun)
 
 
 @dataclass(frozen=True)
-class Measured(Generic[R_co]):
+class Measured(Generic[R]):
     """The records of a sweep, those of earlier sessions included.
 
     Attributes:
@@ -30,7 +30,7 @@ class Measured(Generic[R_co]):
     """
 
     folder: Path
-    records: Sequence[R_co]
+    records: list[R]
 
     @property
     def statuses(self) -> dict[str, int]:

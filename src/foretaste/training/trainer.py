@@ -90,25 +90,37 @@ class Collator:
         return dict(batch) | {"labels": torch.tensor([row["labels"] for row in rows])}
 
 
-class _Trainer(Trainer):
-    """Trainer with our order of rows, a check of every loss, and a count of the work."""
+class OrderedTrainer(Trainer):
+    """Trainer with our order of rows.
 
-    def __init__(
-        self, *, sampler: Sampler[int], ratio: float | None, loss: SumOfLosses | None, **kwargs: Any
-    ) -> None:
+    Args:
+        sampler: Which rows, in which order.
+        **kwargs: As for `Trainer`.
+    """
+
+    def __init__(self, *, sampler: Sampler[Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._sampler = sampler
-        self._ratio = ratio
-        self._loss = loss
         # Classifiers average over their micro-batch whatever they are told. Trainer takes the `**kwargs` of
         # their forward for a promise to divide by all rows of the step, and would leave gradients a factor
-        # `gradient_accumulation` too large. A loss of our own is divided by all labels of the step.
+        # `gradient_accumulation` too large.
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, *_: Any, **__: Any) -> Sampler[Any]:
+        return self._sampler
+
+
+class _Trainer(OrderedTrainer):
+    """Trainer with our order of rows, a check of every loss, and a count of the work."""
+
+    def __init__(self, *, ratio: float | None, loss: SumOfLosses | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._ratio = ratio
+        self._loss = loss
+        # A loss of our own is divided by all labels of the step.
         self.model_accepts_loss_kwargs = loss is not None
         self.losses: list[list[float]] = []
         self.rows = self.tokens = self.padding = 0
-
-    def _get_train_sampler(self, *_: Any, **__: Any) -> Sampler[int]:
-        return self._sampler
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         new = self.optimizer is None
@@ -149,7 +161,7 @@ class _Trainer(Trainer):
         return whole
 
 
-class _Steps(TrainerCallback):
+class Steps(TrainerCallback):
     """Reports progress, and lets AdaLoRA move its rank budget."""
 
     def __init__(self, on_step: OnStep | None) -> None:
@@ -240,6 +252,40 @@ def fine_tune(
     )
 
 
+def arguments(spec: TrainingSpec, steps: int, seed: int, folder: str) -> TrainingArguments:
+    """What Trainer is told of a spec.
+
+    Args:
+        spec: Its learning rate is set.
+        steps: Optimiser steps.
+        seed: The order seed.
+        folder: Of which Trainer wants to know one.
+    """
+    assert spec.learning_rate is not None
+    return TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=ranks.share_of(spec.batch_size),
+        gradient_accumulation_steps=spec.gradient_accumulation,
+        max_steps=steps,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type=spec.schedule,
+        warmup_steps=int(spec.warmup_ratio * steps),
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm or 0.0,
+        optim=OPTIMIZERS[spec.optimizer],
+        bf16=spec.precision == "mixed-bfloat16",
+        fp16=spec.precision == "mixed-float16",
+        use_cpu=device_of(spec).type == "cpu",
+        seed=integer(seed, "order", "trainer"),
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=device_of(spec).type == "cuda",
+        remove_unused_columns=False,
+    )
+
+
 def train_rows(
     model: nn.Module,
     rows: Rows,
@@ -274,37 +320,14 @@ def train_rows(
     Raises:
         Diverged: A loss, a weight or a state of the optimiser is not finite.
     """
-    assert spec.learning_rate is not None
     steps = planned_steps(spec, len(rows))
     with tempfile.TemporaryDirectory(prefix="foretaste-") as folder, borrowed_global_state(seed, "order"):
-        arguments = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=ranks.share_of(spec.batch_size),
-            gradient_accumulation_steps=spec.gradient_accumulation,
-            max_steps=steps,
-            learning_rate=spec.learning_rate,
-            lr_scheduler_type=spec.schedule,
-            warmup_steps=int(spec.warmup_ratio * steps),
-            weight_decay=spec.weight_decay,
-            max_grad_norm=spec.max_grad_norm or 0.0,
-            optim=OPTIMIZERS[spec.optimizer],
-            bf16=spec.precision == "mixed-bfloat16",
-            fp16=spec.precision == "mixed-float16",
-            use_cpu=device_of(spec).type == "cpu",
-            seed=integer(seed, "order", "trainer"),
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=device_of(spec).type == "cuda",
-            remove_unused_columns=False,
-        )
         trainer = _Trainer(
             model=model,
-            args=arguments,
+            args=arguments(spec, steps, seed, folder),
             train_dataset=rows,
             data_collator=collator,
-            callbacks=[_Steps(on_step)],
+            callbacks=[Steps(on_step)],
             sampler=SeededOrder(
                 order_lengths, spec.batch_size, seed=seed, by_length=spec.grouping == "length"
             ),
@@ -332,13 +355,23 @@ def train_rows(
 
 def _check_finite(trainer: Trainer) -> None:
     assert trainer.model is not None
-    for name, parameter in trainer.model.named_parameters():
-        if parameter.requires_grad and not torch.isfinite(parameter).all():
-            raise Diverged(f"weight '{name}' is not finite after training")
-    for state in getattr(trainer.optimizer, "state", {}).values():
-        for key, value in state.items():
+    assert trainer.optimizer is not None
+    if reason := not_finite(trainer.model, trainer.optimizer):
+        raise Diverged(reason)
+
+
+def not_finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+    """Which trained weight of a model, or state of it in an optimiser, is not finite; None: all are."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for name, parameter in trained:
+        if not torch.isfinite(parameter).all():
+            return f"weight '{name}' is not finite after training"
+    states = getattr(optimizer, "state", {})  # accelerate wraps the optimiser
+    for _, parameter in trained:
+        for key, value in states.get(parameter, {}).items():
             if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
-                raise Diverged(f"optimiser state '{key}' is not finite after training")
+                return f"optimiser state '{key}' is not finite after training"
+    return None
 
 
 def padded_batches(
