@@ -20,9 +20,9 @@ class Ran(NamedTuple):
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     """`cli("list", "attacks")`: the real entry point in this process, with its exit code and both streams."""
-    from foretaste.cli import app
+    from foretaste.cli import console as consoles
 
-    for console in (app.out, app.err):
+    for console in (consoles.out, consoles.err):
         monkeypatch.setattr(console, "_width", 80)  # as in a pipe
     monkeypatch.setenv("FORETASTE_CACHE", "/nonexistent")
 

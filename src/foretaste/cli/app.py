@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from foretaste.cli.console import err, out, print_json
 from foretaste.cli.distortion import distortion
 from foretaste.cli.export import export_app
 from foretaste.cli.fewshot import fewshot
@@ -52,9 +51,6 @@ app.add_typer(export_app, name="export")
 app.add_typer(theory_app, name="theory")
 
 INTERRUPTED = 130
-
-out = Console()
-err = Console(stderr=True)
 
 
 def main() -> None:
@@ -485,11 +481,6 @@ def assets_pull(
         display.pull_assets([name], err)
         assets.verify(asset)
         out.print(f"{name}: {_escape(str(asset.path))}", soft_wrap=True)
-
-
-def print_json(value: Any) -> None:
-    """Print a value for a program to read."""
-    print(json.dumps(value, ensure_ascii=False, indent=1))  # noqa: T201 - for programs, unstyled
 
 
 def _nothing() -> Any:

@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from foretaste.cli.console import err, out, print_json
 from foretaste.cli.options import Images, Json, read_spec
 
 if TYPE_CHECKING:
     from foretaste.fewshot.distortion import Distortion
-
-# The consoles are in `app`, which adds this command: they are imported where they are used.
 
 
 def distortion(
@@ -43,14 +42,14 @@ def distortion(
     Beside what is measured stands what the theorem of Malladi et al. (2023) promises at that rank. With -o
     the errors over rank are also drawn, in a picture beside the record.
     """
-    from foretaste.cli import app, display
+    from foretaste.cli import display
     from foretaste.experiments.distortion import distortion as measure
     from foretaste.fewshot.distortion import RANKS
     from foretaste.fewshot.spec import FewShotSpec
 
     content, base_dir = read_spec(spec, FewShotSpec)
-    display.pull_assets([content.model.base, *(task.data.source for task in content.tasks)], app.err)
-    with display.kernel_progress(app.err, quiet=json_output) as on_progress:
+    display.pull_assets([content.model.base, *(task.data.source for task in content.tasks)], err)
+    with display.kernel_progress(err, quiet=json_output) as on_progress:
         record = measure(
             content,
             output,
@@ -70,9 +69,9 @@ def distortion(
         points = [point.model_dump() for point in record.points]
         theme.save(figure.distortion(points), output.with_suffix(""))
     if json_output:
-        app.print_json(record.model_dump(mode="json"))
+        print_json(record.model_dump(mode="json"))
     else:
-        show(record, app.out)
+        show(record, out)
 
 
 def show(record: Distortion, console: Console) -> None:

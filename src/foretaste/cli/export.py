@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from foretaste.cli.console import err, out, print_json
 from foretaste.cli.options import Json
 
 if TYPE_CHECKING:
     from foretaste.interop.entries import Exported
-
-# The consoles are in `app`, which adds this group: they are imported in the commands.
 
 export_app = typer.Typer(
     help="Measured runs for other programs: a table, lm-eval, MLflow, Weights & Biases.", no_args_is_help=True
@@ -115,13 +114,11 @@ def _counted(statuses: dict[str, int]) -> str:
 
 def _say(content: dict[str, object], line: str, *, json_output: bool) -> None:
     """Print what was done, and on stderr what could not be read."""
-    from foretaste.cli import app
-
     if json_output:
-        app.print_json(content)
+        print_json(content)
         return
     problems = content["problems"]
     assert isinstance(problems, list)
     for problem in problems:
-        app.err.print(f"[yellow]warning[/] {escape(problem)}", highlight=False, soft_wrap=True)
-    app.out.print(line, highlight=False, soft_wrap=True)
+        err.print(f"[yellow]warning[/] {escape(problem)}", highlight=False, soft_wrap=True)
+    out.print(line, highlight=False, soft_wrap=True)

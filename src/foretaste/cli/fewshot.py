@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from foretaste.cli.console import err, out, print_json
 from foretaste.cli.options import (
     Address,
     DryRun,
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from foretaste.fewshot.record import FewShotRecord
     from foretaste.fewshot.spec import FewShotRun
 
-# The consoles are in `app`, which adds this command: they are imported where they are used.
-
 
 def fewshot(
     spec: Spec,
@@ -52,7 +51,7 @@ def fewshot(
     Every arm of SPEC chooses its settings on validation rows and is tested once. The folder gets one page
     with scores, differences, criteria and verdicts (`report/`). Finished runs are not done again.
     """
-    from foretaste.cli import app, display
+    from foretaste.cli import display
     from foretaste.experiments import cluster
     from foretaste.experiments import fewshot as experiment
     from foretaste.fewshot.spec import FewShotSpec
@@ -61,16 +60,16 @@ def fewshot(
     where = cluster.chosen(engine, address)
     content, base_dir = read_spec(spec, FewShotSpec)
     folder = output or Path("runs") / content.name
-    display.pull_assets([content.model.base, *(task.data.source for task in content.tasks)], app.err)
+    display.pull_assets([content.model.base, *(task.data.source for task in content.tasks)], err)
     if dry_run:
-        with app.err.status("Reading data and model ..."):
+        with err.status("Reading data and model ..."):
             preview = experiment.preview(content, folder, base_dir=base_dir)
         if json_output:
-            app.print_json(display.preview_json(preview))
+            print_json(display.preview_json(preview))
         else:
-            show_preview(preview, app.out)
+            show_preview(preview, out)
         return
-    with display.SweepDisplay(app.err, quiet=json_output) as watcher:
+    with display.SweepDisplay(err, quiet=json_output) as watcher:
         measured = experiment.fewshot(
             content,
             folder,
@@ -81,13 +80,13 @@ def fewshot(
             watcher=watcher,
             cluster=where,
         )
-    with app.err.status("Drawing ...") if not json_output else nullcontext():
+    with err.status("Drawing ...") if not json_output else nullcontext():
         page = make([folder], images=images)
     if json_output:
-        app.print_json({**measured_json(measured), "page": str(page)})
+        print_json({**measured_json(measured), "page": str(page)})
     else:
-        show_measured(measured, app.out)
-        app.out.print(f"Page: [bold]{escape(str(page))}[/]", highlight=False, soft_wrap=True)
+        show_measured(measured, out)
+        out.print(f"Page: [bold]{escape(str(page))}[/]", highlight=False, soft_wrap=True)
     if any(record.status != "completed" for record in measured.records):
         raise typer.Exit(1)
 

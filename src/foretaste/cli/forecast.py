@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from foretaste.cli.console import err, out, print_json
 from foretaste.cli.options import Json, Output, read_spec
 
 if TYPE_CHECKING:
@@ -35,14 +36,14 @@ def forecast(
     Nothing is trained. Where OUTPUT holds measured runs of `foretaste instruct`, the forecast is scored
     against them.
     """
-    from foretaste.cli import app, display
+    from foretaste.cli import display
     from foretaste.experiments.instruct_forecast import forecast as run
     from foretaste.instruct.spec import InstructSpec
 
     content, base_dir = read_spec(spec, InstructSpec)
     folder = output or Path("runs") / content.name
-    display.pull_assets([content.model.base], app.err)
-    with display.kernel_progress(app.err, quiet=json_output) as on_progress:
+    display.pull_assets([content.model.base], err)
+    with display.kernel_progress(err, quiet=json_output) as on_progress:
         found = run(
             content,
             folder,
@@ -53,9 +54,9 @@ def forecast(
             on_progress=on_progress,
         )
     if json_output:
-        app.print_json(found.model_dump(mode="json"))
+        print_json(found.model_dump(mode="json"))
     else:
-        show(found, folder, app.out)
+        show(found, folder, out)
 
 
 def show(found: Forecast, folder: Path, console: Console) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from foretaste.cli.console import err, out, print_json
 from foretaste.cli.options import (
     Address,
     DryRun,
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from foretaste.instruct.record import InstructRecord
     from foretaste.instruct.spec import InstructRun
 
-# The consoles are in `app`, which adds this command: they are imported where they are used.
-
 
 def instruct(
     spec: Spec,
@@ -51,7 +50,7 @@ def instruct(
     The folder gets one page with rates, transcripts and verdicts (`report/`). Finished runs are not done
     again; with another `judge` in SPEC their transcripts are read again.
     """
-    from foretaste.cli import app, display
+    from foretaste.cli import display
     from foretaste.experiments import cluster
     from foretaste.experiments import instruct as experiment
     from foretaste.instruct.spec import InstructSpec
@@ -60,17 +59,17 @@ def instruct(
     where = cluster.chosen(engine, address)
     content, base_dir = read_spec(spec, InstructSpec)
     folder = output or Path("runs") / content.name
-    display.pull_assets([content.model.base], app.err)
+    display.pull_assets([content.model.base], err)
     if dry_run:
-        with app.err.status("Reading data and model ..."):
+        with err.status("Reading data and model ..."):
             preview = experiment.preview(content, folder, base_dir=base_dir)
         if json_output:
-            app.print_json(display.preview_json(preview))
+            print_json(display.preview_json(preview))
         else:
-            show_preview(preview, app.out)
+            show_preview(preview, out)
         return
     collapse = "answers every request with the same words"
-    with display.SweepDisplay(app.err, quiet=json_output, collapse=collapse) as watcher:
+    with display.SweepDisplay(err, quiet=json_output, collapse=collapse) as watcher:
         measured = experiment.instruct(
             content,
             folder,
@@ -81,13 +80,13 @@ def instruct(
             watcher=watcher,
             cluster=where,
         )
-    with app.err.status("Drawing ...") if not json_output else nullcontext():
+    with err.status("Drawing ...") if not json_output else nullcontext():
         page = make([folder], images=images)
     if json_output:
-        app.print_json({**measured_json(measured), "page": str(page)})
+        print_json({**measured_json(measured), "page": str(page)})
     else:
-        show_measured(measured, app.out)
-        app.out.print(f"Page: [bold]{escape(str(page))}[/]", highlight=False, soft_wrap=True)
+        show_measured(measured, out)
+        out.print(f"Page: [bold]{escape(str(page))}[/]", highlight=False, soft_wrap=True)
     if any(record.status != "completed" for record in measured.records):
         raise typer.Exit(1)
 

@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from foretaste.cli.console import err, out, print_json
 from foretaste.cli.options import Address, DryRun, Engine, Images, Json, Processes, Threads
 from foretaste.errors import UserError, unknown
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from foretaste.experiments.measure import Watcher
     from foretaste.hypotheses import Finding
     from foretaste.reproduction import Reproduced, Scale, Step, Variant
-
-# The consoles are in `app`, which adds this command: they are imported where they are used.
 
 DECISIONS = {"supported": "green", "contradicted": "red", "not resolved": "yellow", "no records": "dim"}
 
@@ -73,8 +72,8 @@ def reproduce(
     Figures that draw the same sweep share its runs, and finished runs are not done again.
     """
     from foretaste import reproduction
-    from foretaste.cli import app, display
-    from foretaste.experiments import cluster
+    from foretaste.cli import display
+    from foretaste.experiments import cluster, sweep
 
     where = cluster.chosen(engine, address)
     chosen, protocols = _checked(name, everything, scale, variant or ["clean"], task)
@@ -94,7 +93,7 @@ def reproduce(
     for item in chosen:
         reproduction.prepare(plans[item], size, output)
     used = (name for found in plans.values() for step in found for name in step.used)
-    display.pull_assets(list(dict.fromkeys(used)), app.err)
+    display.pull_assets(list(dict.fromkeys(used)), err)
     if dry_run:
         _preview(plans, json_output=json_output)
         return
@@ -102,16 +101,16 @@ def reproduce(
     @contextmanager
     def watching(step: Step) -> Iterator[Watcher]:
         if not json_output:
-            app.err.print(f"[bold]{escape(step.label)}[/]", highlight=False)
-        with display.SweepDisplay(app.err, quiet=json_output) as watcher:
+            err.print(f"[bold]{escape(step.label)}[/]", highlight=False)
+        with display.SweepDisplay(err, quiet=json_output) as watcher:
             yield watcher
 
     rows: list[dict[str, Any]] = []
     finished: list[Reproduced] = []
-    with cluster.held(where):
+    with sweep.held(where):
         for item in chosen:
             if not json_output:
-                app.err.rule(escape(item))
+                err.rule(escape(item))
             began = time.perf_counter()
             done = reproduction.reproduce(
                 item,
@@ -144,7 +143,7 @@ def reproduce(
     if everything:
         index, findings = reproduction.draw_index(finished, scale=size, out=output)
     if json_output:
-        app.print_json(
+        print_json(
             {
                 "presets": rows,
                 "index": None if index is None else str(index),
@@ -164,7 +163,6 @@ def _checked(
 ) -> tuple[list[str], list[Variant]]:
     """What is reproduced, and by which protocols; with --all, without presets that do not have them."""
     from foretaste import reproduction
-    from foretaste.cli import app
 
     if (name is None) != everything:
         raise UserError(
@@ -189,7 +187,7 @@ def _checked(
     if len(refused) == len(measured):  # a name that no preset knows
         raise next(reason for reason in refused.values() if reason is not None)
     for item, reason in refused.items():
-        app.err.print(f"[dim]left out[/] {escape(item)}: {escape(str(reason))}", soft_wrap=True)
+        err.print(f"[dim]left out[/] {escape(item)}: {escape(str(reason))}", soft_wrap=True)
     return [item for item in reasons if item not in refused], protocols
 
 
@@ -201,13 +199,13 @@ def _command(name: str, scale: str, variants: Sequence[str], tasks: Sequence[str
 
 def _preview(plans: dict[str, list[Step]], *, json_output: bool) -> None:
     """Runs and expected time of every sweep; one that several presets draw counts once for each."""
-    from foretaste.cli import app, display
+    from foretaste.cli import display
 
     table = Table("preset", "sweep", "runs", "missing", "expected", box=None)
     rows = []
     for name, found in plans.items():
         for step in found:
-            with app.err.status(f"Planning {escape(step.label)} ..."):
+            with err.status(f"Planning {escape(step.label)} ..."):
                 seen = step.preview()
             counts = (len(seen.plan.runs), len(seen.missing))
             rows.append(
@@ -221,14 +219,14 @@ def _preview(plans: dict[str, list[Step]], *, json_output: bool) -> None:
             )
             table.add_row(escape(name), escape(step.label), *map(str, counts), display.duration(seen.seconds))
     if json_output:
-        app.print_json(rows)
+        print_json(rows)
         return
-    app.out.print(table)
-    app.out.print("Times are for one run after another. Presets that draw the same sweep share its runs.")
+    out.print(table)
+    out.print("Times are for one run after another. Presets that draw the same sweep share its runs.")
 
 
 def _show(rows: Sequence[dict[str, Any]], index: Path | None) -> None:
-    from foretaste.cli import app, display
+    from foretaste.cli import display
 
     table = Table("preset", "runs", "time", "page", box=None)
     for row in rows:
@@ -236,15 +234,13 @@ def _show(rows: Sequence[dict[str, Any]], index: Path | None) -> None:
         table.add_row(
             escape(row["name"]), runs, display.duration(row["seconds"]), escape(row["page"]), style=None
         )
-    app.out.print(table, soft_wrap=True)
+    out.print(table, soft_wrap=True)
     if index is not None:
-        app.out.print(f"Index: [bold]{escape(str(index))}[/]", soft_wrap=True)
+        out.print(f"Index: [bold]{escape(str(index))}[/]", soft_wrap=True)
 
 
 def show_findings(findings: Sequence[Finding]) -> None:
     """A table of verdicts in the terminal."""
-    from foretaste.cli import app
-
     table = Table("finding", "where", "verdict", "seeds", "why", box=None, padding=(0, 2, 1, 0))
     for finding in findings:
         table.add_row(
@@ -254,4 +250,4 @@ def show_findings(findings: Sequence[Finding]) -> None:
             str(finding.n),
             escape(finding.reason),
         )
-    app.out.print(table, highlight=False)
+    out.print(table, highlight=False)

@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from foretaste.cli.console import err, out, print_json
 from foretaste.cli.options import Json, read_spec
 from foretaste.spec import MeasureSpec
-
-# The consoles and the reader of specs are in `app`, which adds this group: they are imported in the commands.
 
 theory_app = typer.Typer(
     help="What the papers claim, checked and drawn as it should be.", no_args_is_help=True
@@ -33,7 +32,7 @@ def surface(
     json_output: Json = False,
 ) -> None:
     """Draw the TTR paper's Figure 3 as printed and as it should be: entropies over rank and variance."""
-    from foretaste.cli import app, display
+    from foretaste.cli import display
     from foretaste.experiments import entropy_surface
     from foretaste.report import theory_surface
     from foretaste.theory.entropy_surface import DEFAULT_K
@@ -43,22 +42,22 @@ def surface(
     facts = [("layer", f"{inputs:,} inputs, s = 1"), ("drawn A", "uniform entries, peft's law")]
     points = entropy_surface.of_matrices(inputs)
     if content is not None:
-        display.pull_assets([content.model.base, content.data.source], app.err)
-        with display.kernel_progress(app.err, quiet=json_output) as on_progress:
+        display.pull_assets([content.model.base, content.data.source], err)
+        with display.kernel_progress(err, quiet=json_output) as on_progress:
             found, kernels = entropy_surface.of_model(
                 content, folder / "kernel", base_dir=base_dir, on_progress=on_progress
             )
         points += found
         facts.append(("model", f"{content.model.base}, {kernels.train_rows} rows, {kernels.outputs}"))
-    with app.err.status("Drawing ..."):
+    with err.status("Drawing ..."):
         written = theory_surface.write(points, facts, folder)
     if json_output:
         # The printed numbers and the grids are in tables/; here is what there is at peft's variance.
         rows = [asdict(point) for point in points if point.k == DEFAULT_K]
         names = [str(path) for path in written.figures]
-        app.print_json({"page": str(written.page), "figures": names, "gaps": written.gaps, "rows": rows})
+        print_json({"page": str(written.page), "figures": names, "gaps": written.gaps, "rows": rows})
     else:
-        app.out.print(f"Page: [bold]{escape(str(written.page))}[/]", soft_wrap=True)
+        out.print(f"Page: [bold]{escape(str(written.page))}[/]", soft_wrap=True)
 
 
 @theory_app.command(epilog="Example: `foretaste theory verify -o runs/claims`")
@@ -72,11 +71,11 @@ def verify(
     """Compute, for every theorem and claim of both papers, whether it holds, holds only if, or fails."""
     import time
 
-    from foretaste.cli import app, verdicts
+    from foretaste.cli import verdicts
     from foretaste.theory import claims
 
     start = time.perf_counter()
-    with verdicts.claims_progress(app.err, quiet=json_output) as on_verdict:
+    with verdicts.claims_progress(err, quiet=json_output) as on_verdict:
         found = claims.verify(seed, on_verdict)
     seconds = time.perf_counter() - start
     page = None
@@ -86,10 +85,10 @@ def verify(
         page = theory_claims.write(found, [("claims", str(len(found))), ("seed", str(seed))], output)
     if json_output:
         content = [verdict.to_json() for verdict in found]
-        app.print_json(
+        print_json(
             {"page": None if page is None else str(page), "seconds": seconds, "seed": seed, "claims": content}
         )
         return
-    verdicts.show_verdicts(found, seconds, app.out)
+    verdicts.show_verdicts(found, seconds, out)
     if page is not None:
-        app.out.print(f"Page: [bold]{escape(str(page))}[/]", soft_wrap=True)
+        out.print(f"Page: [bold]{escape(str(page))}[/]", soft_wrap=True)

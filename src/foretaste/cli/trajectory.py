@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from foretaste.cli.console import err, out, print_json
 from foretaste.cli.options import Extend, Json, Spec, read_spec
 from foretaste.spec import MeasureSpec
 
-# The consoles and the reader of specs are in `app`, which files this command: they are imported in it.
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -36,21 +36,21 @@ def trajectory(
     json_output: Json = False,
 ) -> None:
     """Train every poisoned run of SPEC beside its clean one, and measure how far apart their weights go."""
-    from foretaste.cli import app, display
+    from foretaste.cli import display
     from foretaste.experiments import trajectory as experiment
 
     content, base_dir = read_spec(spec, MeasureSpec)
     folder = output or Path("runs") / f"{content.name}-trajectory"
-    display.pull_assets([content.model.base, content.data.source], app.err)
+    display.pull_assets([content.model.base, content.data.source], err)
     if dry_run:
-        with app.err.status("Reading data and model ..."):
+        with err.status("Reading data and model ..."):
             shown = experiment.preview(content, folder, base_dir=base_dir)
         if json_output:
-            app.print_json(preview_json(shown))
+            print_json(preview_json(shown))
         else:
-            show_preview(shown, app.out)
+            show_preview(shown, out)
         return
-    with _Progress(app.err, quiet=json_output) as progress:
+    with _Progress(err, quiet=json_output) as progress:
         found = experiment.trajectory(
             content,
             folder,
@@ -67,11 +67,11 @@ def trajectory(
         ("data", f"{content.data.source}, {found.records[0].poisoned.data.train_rows} training rows"),
         ("pairs", str(len(found.records))),
     ]
-    with app.err.status("Drawing ...") if not json_output else contextlib.nullcontext():
+    with err.status("Drawing ...") if not json_output else contextlib.nullcontext():
         written = draw(found, facts, content.title)
     statuses = dict(Counter(record.status for record in found.records))
     if json_output:
-        app.print_json(
+        print_json(
             {
                 "folder": str(folder),
                 "page": str(written.page),
@@ -81,8 +81,8 @@ def trajectory(
         )
     else:
         for line in written.findings:
-            app.out.print(escape(line), highlight=False, soft_wrap=True)
-        app.out.print(f"Page: [bold]{escape(str(written.page))}[/]", soft_wrap=True)
+            out.print(escape(line), highlight=False, soft_wrap=True)
+        out.print(f"Page: [bold]{escape(str(written.page))}[/]", soft_wrap=True)
     if set(statuses) != {"completed"}:
         raise typer.Exit(1)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from foretaste.errors import UserError, unknown
@@ -81,23 +80,3 @@ def chosen(engine: str, address: str | None) -> Cluster | None:
             cure="Add --engine ray.",
         )
     return None
-
-
-@contextmanager
-def held(cluster: Cluster | None, cpus: int | None = None) -> Iterator[None]:
-    """One connection for several sweeps; nothing without a cluster.
-
-    Args:
-        cluster: Which Ray.
-        cpus: As in `ray_nodes.connected`.
-
-    Raises:
-        UserError: As `ray_nodes.connected`.
-    """
-    if cluster is None:
-        yield
-        return
-    from foretaste.experiments import ray_nodes  # Ray is an extra
-
-    with ray_nodes.connected(cluster, cpus):
-        yield

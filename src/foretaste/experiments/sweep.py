@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -123,3 +124,23 @@ def _allocation(runs: int, parameters: int, processes: int | None, threads: int 
         most = max(1, min(most, cores // threads))
         return Allocation(most, threads, "threads as asked")
     return Allocation(most, max(1, cores // most), "as many as runs, cores and memory allow")
+
+
+@contextmanager
+def held(cluster: Cluster | None, cpus: int | None = None) -> Iterator[None]:
+    """One connection for several sweeps; nothing without a cluster.
+
+    Args:
+        cluster: Which Ray.
+        cpus: As in `ray_nodes.connected`.
+
+    Raises:
+        UserError: As `ray_nodes.connected`.
+    """
+    if cluster is None:
+        yield
+        return
+    from foretaste.experiments import ray_nodes  # Ray is an extra
+
+    with ray_nodes.connected(cluster, cpus):
+        yield
