@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -79,8 +80,13 @@ def test_killed_workers_and_any_order_change_no_number(
     killed: list[str] = []
 
     def kill(started: Any) -> None:
-        if started.id == deadly:
-            kill_workers()
+        if started.id != deadly:
+            return
+        # A process that has just been started is not yet told from this one by its command line.
+        until = time.monotonic() + 30
+        while not workers() and time.monotonic() < until:
+            time.sleep(0.01)
+        kill_workers()
 
     def kill_once(run_id: str) -> None:
         if run_id == victim and not killed:
