@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import yaml
 
 from benchmarks.faults import subject
@@ -97,7 +96,6 @@ def cost(runs: int, place: Path) -> Cost:
 
 def run() -> list[Result]:
     """Cost per run at the smallest size against that at the largest: 1 where a sweep grows evenly."""
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         subject.write_data(place)

@@ -25,6 +25,7 @@ class Entry:
         benchmark: Name of the benchmark, such as `training`.
         versions: Of the packages that decide the speed.
         result: What was measured.
+        dirty: Whether that source was changed; None where it is not known.
     """
 
     date: str
@@ -32,12 +33,14 @@ class Entry:
     benchmark: str
     versions: dict[str, str]
     result: Result
+    dirty: bool | None = None
 
 
 def of_session(benchmark: str, results: Iterable[Result]) -> list[Entry]:
     """Results that were measured just now."""
     date = datetime.now(UTC).date().isoformat()
-    return [Entry(date, source_commit()[0], benchmark, versions(), result) for result in results]
+    commit, dirty = source_commit()
+    return [Entry(date, commit, benchmark, versions(), result, dirty) for result in results]
 
 
 def append(entries: Iterable[Entry], path: Path) -> None:

@@ -62,7 +62,7 @@ class Ending(Generic[T]):
 
 
 def attempted(do: Callable[[], T], diverged: type[Exception]) -> Ending[T]:
-    """Do a run, and say how it ended; whatever fails belongs into the record of this run.
+    """Do a run, and say how it ended; whatever fails belongs in the record of this run.
 
     Args:
         do: Does it.

@@ -13,7 +13,7 @@ import torch
 
 import foretaste
 from foretaste.data import take
-from foretaste.errors import UserError
+from foretaste.errors import UserError, in_a_line
 from foretaste.experiments import measure as experiment
 from foretaste.experiments import prepare, stacks
 from foretaste.experiments import run as run_module
@@ -211,9 +211,23 @@ def test_a_run_that_diverges_harms_no_other(content: Any, run: Any, tmp_path: Pa
         assert one.training.loss == pytest.approx(other.training.loss, abs=1e-4)
 
 
+def no_memory() -> RuntimeError:
+    """What torch says of a request that no machine can meet."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**52, dtype=torch.uint8)
+    return caught.value
+
+
+@pytest.mark.parametrize("error", [MemoryError("all gone"), no_memory()], ids=["python", "torch"])
 @pytest.mark.parametrize("where", ["training", "preparing", "testing"])
 def test_without_memory_for_all_runs_are_done_one_by_one(
-    where: str, content: Any, run: Any, tmp_path: Path, watch: Any, monkeypatch: pytest.MonkeyPatch
+    where: str,
+    error: Exception,
+    content: Any,
+    run: Any,
+    tmp_path: Path,
+    watch: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = 0
 
@@ -222,7 +236,7 @@ def test_without_memory_for_all_runs_are_done_one_by_one(
             nonlocal calls
             calls += 1
             if calls == allowed + 1:
-                raise MemoryError("all gone")
+                raise error
             return real(*arguments, **options)
 
         return call
@@ -237,10 +251,10 @@ def test_without_memory_for_all_runs_are_done_one_by_one(
     done = run(sweep(content), tmp_path / "sweep", stack=6, watcher=watch)
     rest = 4 if where == "testing" else 6
     assert watch.notes == [
-        f"training 6 runs together failed: MemoryError: all gone; {rest} of them are done one by one"
+        f"training 6 runs together failed: {in_a_line(error)}; {rest} of them are done one by one"
     ]
     assert done.statuses == {"completed": 6}
-    told = ["trained alone: training 6 runs together failed: MemoryError: all gone"]
+    told = [f"trained alone: training 6 runs together failed: {in_a_line(error)}"]
     assert [company(record) for record in done.records][6 - rest :] == [told] * rest
     for one, other in zip(done.records[6 - rest :], expected.records[6 - rest :], strict=True):
         assert one.training is not None

@@ -18,6 +18,7 @@ from foretaste.fewshot import run as runner
 from foretaste.fewshot.record import FewShotLayout, FewShotRecord
 from foretaste.fewshot.spec import FewShotRun, FewShotSpec, FineTune, KernelArm
 from foretaste.kernels.compute import parse_bytes
+from foretaste.training import ranks
 from foretaste.training.trainer import OnStep
 
 __all__ = ["FewShotPreview", "MeasuredFewShot", "fewshot", "preview"]
@@ -71,6 +72,7 @@ def fewshot(
         UserError: The spec does not fit, the folder holds another sweep, the disk is full, or the cluster
             cannot do the runs.
     """
+    ranks.require_one("a few-shot sweep")
     watcher = watcher or Watcher()
     planned = plan(spec, base_dir)
     with store.full_disk_explained(folder), store.owned(folder):

@@ -43,6 +43,8 @@ _PLAIN = {
     "use_rslora",
     catalogue.RATIO,
 }
+# How torch says it of a CPU: the first on Linux, the second on Windows.
+_NO_MEMORY = ("can't allocate memory", "not enough memory")
 # Values of init_lora_weights that fill A and B alone; the others take something from the base.
 _OWN_INITS = (True, False, "gaussian", "orthogonal")
 
@@ -285,7 +287,7 @@ def _fail_without_memory(error: Exception | None) -> None:
     Raises:
         _Failed: The error is one of memory.
     """
-    # On a CPU torch says so in words: "not enough memory: you tried to allocate ...".
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error):
+    told = any(words in str(error) for words in _NO_MEMORY)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or told:
         assert error is not None
         raise _Failed(in_a_line(error))

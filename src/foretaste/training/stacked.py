@@ -194,13 +194,13 @@ def _check_together(
     # Errors of rounding are of the order of the precision (which is float32 in places at best), mistakes of
     # that of the gradient itself: the root of the precision lies between the two.
     eps = max(torch.finfo(dtype).eps for dtype in (torch.float32, losses.dtype, _dtype(joint)))
-    for number, member in enumerate(members):
-        weights = [p for p in member.model.parameters() if p.requires_grad]
+    every = [[p for p in member.model.parameters() if p.requires_grad] for member in members]
+    # Of the sum, as in training: a model that reached into another's loss would be seen, too.
+    joined = iter(torch.autograd.grad(losses.sum(), [p for w in every for p in w], allow_unused=True))
+    for number, (member, weights) in enumerate(zip(members, every, strict=True)):
         own = member.model(**_on(device, alone([rows[number]]))).loss
-        found, expected = (
-            torch.autograd.grad(loss, weights, allow_unused=True, retain_graph=True)
-            for loss in (losses[number], own)
-        )
+        expected = torch.autograd.grad(own, weights, allow_unused=True)
+        found = [next(joined) for _ in weights]
         error, norm = (float(x.detach()) ** 2 for x in (losses[number] - own, own))
         for one, other in zip(found, expected, strict=True):
             if (one is None) != (other is None):
@@ -353,7 +353,8 @@ class _Together(OrderedTrainer):
     def _end(self, number: int, reason: str) -> None:
         self._ended[number] = reason
         for weight in self._weights[number]:
-            weight.grad = None  # of earlier micro-batches; without one the optimiser leaves a weight alone
+            # Of earlier micro-batches. What this step still sends (zeros, 0 * nan) moves these weights alone.
+            weight.grad = None
 
     def _clip_grad_norm(self, _model: nn.Module) -> torch.Tensor:
         """Clip each member's gradient by its own norm."""
