@@ -427,7 +427,7 @@ def read_part(path: Path, kind: type[P], what: str) -> P:
         raise UserError(
             f"not a foretaste {what} of format {RECORD_FORMAT}: {detail}",
             where=str(path),
-            cure="Delete the file to have the run done again."
+            cure="The command that made the folder does this run again."
             if what.startswith("record")
             else "Delete it and the records of its runs to have them done again.",
         ) from None

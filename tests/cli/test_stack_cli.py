@@ -24,7 +24,7 @@ def test_the_same_table(write_spec: Any, cli: Any, tmp_path: Path) -> None:
     done = cli("measure", spec, "-o", tmp_path / "stacked", "--stack", 3, "--threads", 1)
     assert (alone.code, done.code) == (0, 0)
     assert "12 completed" in done.out
-    assert "up to 3 runs trained together: 3 groups, and 4 runs alone" in " ".join(done.err.split())
+    assert "up to 3 runs trained together; groups: 3, runs alone: 4" in " ".join(done.err.split())
     ours, theirs = records(tmp_path / "stacked"), records(tmp_path / "alone")
     assert ours.keys() == theirs.keys()
     for run_id, record in ours.items():

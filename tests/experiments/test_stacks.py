@@ -118,7 +118,7 @@ def test_runs_that_cannot_be_stacked_are_done_between(
     assert done.statuses == {"completed": 12}
     companies = {record.run_id: company(record) for record in done.records}
     assert sorted(map(str, companies.values())) == ["['trained together with 5 others']"] * 6 + ["[]"] * 6
-    assert "1 groups, and 6 runs alone" in watch.allocation.reason
+    assert "groups: 1, runs alone: 6" in watch.allocation.reason
     # Each group at the place of its first run.
     names = {record.run_id: record.resolved.adapter.name for record in done.records}
     order = [names[run_id] for run_id in watch.finished_runs]

@@ -249,7 +249,7 @@ def _run(
     if stack > 1:
         groups = stacks.grouped(missing, stack)
         alone = sum(len(group) == 1 for group in groups)
-        reason = f"up to {stack} runs trained together: {len(groups) - alone} groups, and {alone} runs alone"
+        reason = f"up to {stack} runs trained together; groups: {len(groups) - alone}, runs alone: {alone}"
         allocation = engine.Allocation(1, threads or engine.cores(), reason)
         watcher.allocated(allocation)
         stacks.run_inline(missing, workspace, watcher, allocation.threads, most=stack, on_note=watcher.noted)
