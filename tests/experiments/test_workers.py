@@ -5,14 +5,14 @@ Starting a worker takes seconds (it imports torch), so each test here stands for
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import signal
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,23 @@ from foretaste.experiments.prepare import Workspace
 from foretaste.record import Layout, Record
 
 NOWHERE = Path("/nonexistent")
+BROKEN = BrokenProcessPool("dead")
 
 
 def workers() -> list[psutil.Process]:
-    """The worker processes of this process (its resource tracker is none)."""
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if any("spawn_main" in part for part in child.cmdline())
-    ]
+    """The living worker processes of this process (its resource tracker is none)."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile, or waits to be reaped
+            if any("spawn_main" in part for part in child.cmdline()):
+                found.append(child)
+    return found
 
 
 def kill_workers() -> None:
     for child in workers():
-        os.kill(child.pid, signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def in_processes(spec: Any, folder: Path, watch: Any, processes: int = 2) -> Any:
@@ -143,7 +146,6 @@ class _Pool:
 
 
 FINISH = "all runs under way finish"
-BREAK = BrokenProcessPool()
 CTRL_C = KeyboardInterrupt()
 
 
@@ -152,9 +154,9 @@ CTRL_C = KeyboardInterrupt()
     [
         ([CTRL_C, FINISH], CTRL_C, 2, True),
         ([CTRL_C, CTRL_C], CTRL_C, 0, False),
-        ([CTRL_C, BREAK], CTRL_C, 0, False),
+        ([CTRL_C, BROKEN], CTRL_C, 0, False),
         ([FINISH, CTRL_C, FINISH], CTRL_C, 4, True),
-        ([FINISH, BREAK], None, 2, False),
+        ([FINISH, BROKEN], None, 2, False),
         ([FINISH, FINISH, FINISH], None, 6, False),
     ],
     ids=["one", "two", "one and a dead worker", "later", "dead worker", "none"],
@@ -183,7 +185,7 @@ def test_ctrl_c(
     sweep = engine._Sweep(pool, Workspace(NOWHERE, NOWHERE, "", {}), watch, engine.Allocation(2, 1, ""))  # type: ignore[arg-type]
     todo = deque(runs)
     if ends is None:
-        assert len(sweep.drain(todo, Counter())) == (2 if BREAK in events else 0)
+        assert len(sweep.drain(todo, Counter())) == (2 if BROKEN in events else 0)
     else:
         with pytest.raises(KeyboardInterrupt):
             sweep.drain(todo, Counter())
@@ -272,7 +274,7 @@ def test_processes_and_threads_are_as_asked(
 
 
 class BreakingPool:
-    """A pool that takes some runs and then breaks while it starts a worker for the next one."""
+    """A pool that takes some tasks and then breaks."""
 
     def __init__(self, takes: int, error: Exception) -> None:
         self.takes, self.error = takes, error
@@ -284,18 +286,14 @@ class BreakingPool:
         return Future()
 
 
-@pytest.mark.parametrize(
-    "error",
-    [BrokenProcessPool("dead"), ValueError("bad value(s) in fds_to_keep"), OSError("handle is closed")],
-)
 @pytest.mark.parametrize("takes", [0, 1])
-def test_a_run_whose_worker_could_not_be_started_is_still_to_be_done(
-    spec: Any, watch: Any, tmp_path: Path, takes: int, error: Exception
+def test_a_run_that_a_broken_pool_did_not_take_is_still_to_be_done(
+    spec: Any, watch: Any, tmp_path: Path, takes: int
 ) -> None:
     runs = plan(spec(seeds=[0]), NOWHERE).runs
     todo, attempts = deque(runs), Counter[str]()
     workspace = Workspace(folder=tmp_path, base_dir=NOWHERE, sweep="x", request={})
-    pool: Any = BreakingPool(takes, error)
+    pool: Any = BreakingPool(takes, BROKEN)
     sweep = engine._Sweep(pool, workspace, watch, engine.Allocation(2, 1, "test"))
     suspects = sweep.drain(todo, attempts)
     assert [run.id for run in suspects] == [run.id for run in runs[:takes]]
@@ -304,19 +302,44 @@ def test_a_run_whose_worker_could_not_be_started_is_still_to_be_done(
     assert watch.started_runs == [run.id for run in runs[:takes]]
 
 
+@pytest.mark.parametrize(
+    "error", [BROKEN, ValueError("bad value(s) in fds_to_keep"), OSError("handle is closed")]
+)
+def test_a_pool_that_breaks_while_its_workers_start_is_a_broken_pool(error: Exception) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    pool: Any = BreakingPool(1, error)
+    with pytest.raises(BrokenProcessPool, match=str(error).partition("(")[0]):
+        engine._start_workers(pool, 2)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+def test_all_workers_run_before_any_has_a_task(watch: Any) -> None:
+    """So that the executor starts none while another of them may be dying."""
+    with engine._pool(3, watch):
+        assert len(multiprocessing.active_children()) == 3
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("where", ["starting", "measuring"])
 def test_workers_that_never_start_a_run_end_the_sweep(
-    spec: Any, watch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, spec: Any, watch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pools: list[Any] = []
+    lives: list[str] = []
 
     @contextmanager
     def breaking(*_: Any) -> Iterator[Any]:
-        pools.append(BreakingPool(0, BrokenProcessPool("dead")))
-        yield pools[-1]
+        lives.append(where)
+        if where == "starting":
+            raise BROKEN
+        yield BreakingPool(0, BROKEN)
+
+    def choose(pool: Any) -> engine.Allocation:
+        pool.submit()
+        return engine.Allocation(2, 1, "test")
 
     monkeypatch.setattr(engine, "_pool", breaking)
     runs = plan(spec(seeds=[0]), NOWHERE).runs
     workspace = Workspace(folder=tmp_path, base_dir=NOWHERE, sweep="x", request={})
     with pytest.raises(UserError, match="died 3 times before they had started a run"):
-        engine.run_in_processes(runs, workspace, watch, 2, lambda _: engine.Allocation(2, 1, "test"))
-    assert len(pools) == engine.MAX_ATTEMPTS
+        engine.run_in_processes(runs, workspace, watch, 2, choose)
+    assert len(lives) == engine.MAX_ATTEMPTS

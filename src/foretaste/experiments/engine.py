@@ -225,7 +225,8 @@ def run_in_processes(
     idle = 0  # pools in a row that broke before they had started a run
     while todo:
         waiting = len(todo)
-        with _pool(workers, listener) as pool:
+        suspects: list[Run] = []
+        with contextlib.suppress(BrokenProcessPool), _pool(workers, listener) as pool:
             allocation = allocation or choose(pool)
             space = replace(workspace, processes=allocation.processes)
             sweep = _Sweep(pool, space, listener, allocation, job)
@@ -265,8 +266,9 @@ class _Sweep:
             try:
                 while todo and not stopping and _may_start(todo[0], active, attempts, self.allocation):
                     run = todo[0]
-                    active[self._submit(run, attempts[run.id] + 1)] = run
-                    # Only now: a pool that breaks in `_submit` has not started the run.
+                    task = run, self.workspace, self.allocation.threads, attempts[run.id] + 1, self.job
+                    active[self.pool.submit(_work, *task)] = run
+                    # Only now: a broken pool has not started the run.
                     todo.popleft()
                     attempts[run.id] += 1
                     self.listener.started(run)
@@ -289,18 +291,6 @@ class _Sweep:
                 stopping = True
                 self.listener.stopping(len(active))
 
-    def _submit(self, run: Run, attempt: int) -> Future[Result]:
-        # This starts a worker where one is missing. It inherits the mask, so that Ctrl-C in the terminal does
-        # not kill it in the seconds before `_start`; a Ctrl-C meant for this process comes a moment later.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return self.pool.submit(_work, run, self.workspace, self.allocation.threads, attempt, self.job)
-        except (OSError, ValueError) as error:
-            # A pool that breaks while it starts a worker closes the pipes that the worker was to inherit.
-            raise BrokenProcessPool(str(error)) from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
 
 def _may_start(
     run: Run, active: dict[Future[Result], Run], attempts: Counter[str], allocation: Allocation
@@ -321,6 +311,7 @@ def _pool(workers: int, listener: Listener) -> Iterator[ProcessPoolExecutor]:
         hearing = threading.Thread(target=_hear, args=(steps, listener), daemon=True)
         hearing.start()
         try:
+            _start_workers(pool, workers)
             yield pool
             pool.shutdown(wait=True)
         except BaseException:
@@ -333,6 +324,25 @@ def _pool(workers: int, listener: Listener) -> Iterator[ProcessPoolExecutor]:
             hearing.join(timeout=5)
             steps.cancel_join_thread()
             steps.close()
+
+
+def _start_workers(pool: ProcessPoolExecutor, workers: int) -> None:
+    """Start all workers before any has a run.
+
+    The executor starts one where a task finds none idle. If another worker dies in that moment, the new one
+    escapes it, and its own thread ends with an error. Here no worker has anything yet that could kill it.
+    """
+    # A worker inherits the mask, so that Ctrl-C in the terminal does not kill it in the seconds before
+    # `_start`; a Ctrl-C meant for this process comes a moment later.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for _ in range(workers):
+            pool.submit(_settle, 0.0)
+    except (OSError, ValueError) as error:
+        # A pool that breaks while it starts a worker closes the pipes that the worker was to inherit.
+        raise BrokenProcessPool(str(error)) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
