@@ -19,7 +19,7 @@ check: .venv/dev  ## lint, format, types
 slow: .venv/dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-smoke: .venv/run  ## every figure and table of the TTR paper, on a tiny random model
+smoke: .venv/run  ## every figure and table of both papers, on a tiny random model
 	$(BIN)/foretaste reproduce --all --scale smoke --no-images -o runs/smoke
 
 bench: .venv/dev  ## speed, as ratios measured in one run

@@ -8,17 +8,20 @@ from typing import get_args
 import pandas as pd
 import pytest
 
-from foretaste import presets
-from foretaste.data.prompts import TASKS
+from foretaste import assets, presets
+from foretaste.data.prompts import TASKS, builtin
 from foretaste.errors import UserError
+from foretaste.fewshot.prepare import words_as_tokens
 from foretaste.fewshot.record import FewShotRecord
 from foretaste.fewshot.spec import PAPER_SPLITS, FewShotSpec, FineTune, KernelArm
 from foretaste.hypotheses import HYPOTHESES
 from foretaste.hypotheses.kernel_view import NAMES as KERNEL_FINDINGS
+from foretaste.models import load
 from foretaste.report.fewshot.published import TABLES
 from foretaste.reproduction import compose, names, prompt_inputs, read, refusal, reproduce, steps
 from foretaste.reproduction import run as module
 from foretaste.reproduction.preset import Preset, Scale
+from foretaste.spec import ModelSpec
 from foretaste.specfile import validate
 
 KERNEL = [name for name in names() if read(name).few_shot]
@@ -208,3 +211,26 @@ def test_only_tasks_with_a_prompt_are_taken() -> None:
     refused = refusal("kernel-tab2", variants=["clean"], tasks=["cola"])
     assert refused is not None
     assert "unknown task 'cola'" in str(refused)
+
+
+# --- the models of a scale -------------------------------------------------------------------------
+
+
+def test_the_laptop_model_knows_every_label_word_whole() -> None:
+    """A preset that names a task whose words its model breaks in two could not be run."""
+    asset = assets.ASSETS.get("bert-tiny-splade")
+    if not assets.is_pulled(asset):
+        pytest.skip("the asset bert-tiny-splade is not pulled")
+    tokenizer = load.load_tokenizer(load.locate(ModelSpec(base=asset.name), Path()))
+    asked = 0
+    for name in KERNEL:
+        for sweep in read(name).sweeps_at("laptop"):
+            for task in read(name).tasks["laptop"]:
+                spec = spec_of(sweep, task, "laptop")
+                assert spec.model.base == asset.name
+                words = words_as_tokens(builtin(task, spec.tasks[0].variant), tokenizer, "masked")
+                assert len(words) == len(set(words))
+                asked += 1
+    assert asked > 0
+    with pytest.raises(UserError, match="'Alas' is 2 tokens"):
+        words_as_tokens(builtin("mrpc", "searched"), tokenizer, "masked")
