@@ -16,7 +16,7 @@ import foretaste
 from foretaste import presets
 from foretaste.attacks import ATTACKS
 from foretaste.cli import app as module
-from foretaste.cli import listing
+from foretaste.cli import listing, reproduce
 from foretaste.record import read_manifest
 
 COMMANDS = [
@@ -296,3 +296,25 @@ def test_report_of_nothing(cli: Any, tmp_path: Path) -> None:
     done = cli("report", tmp_path / "nothing")
     assert (done.code, done.out) == (2, "")
     assert str(tmp_path / "nothing") in done.err
+
+
+@pytest.mark.parametrize(
+    ("scale", "data", "tasks", "variants", "expected"),
+    [
+        ("smoke", None, None, ["clean"], "foretaste reproduce ttr-fig1 --scale smoke"),
+        ("smoke", Path("own"), None, ["clean"], "foretaste reproduce ttr-fig1 --scale smoke"),
+        (
+            "laptop",
+            Path("own"),
+            ["sst2"],
+            ["clean", "paper"],
+            "foretaste reproduce ttr-fig1 --scale laptop --variant clean --variant paper --task sst2"
+            " --data FOLDER",
+        ),
+    ],
+)
+def test_the_command_on_a_page_makes_it_again(
+    scale: str, data: Path | None, tasks: list[str] | None, variants: list[str], expected: str
+) -> None:
+    """Without the folder of this machine, but with a word of it: other data would give another page."""
+    assert reproduce._command("ttr-fig1", scale, variants, tasks, data) == expected

@@ -120,7 +120,7 @@ def reproduce(
                 base_dir=Path.cwd(),
                 data=data,
                 tasks=task,
-                command=_command(item, scale, protocols, task),
+                command=_command(item, scale, protocols, task, data),
                 images=images,
                 extend=extend,
                 processes=processes,
@@ -191,10 +191,14 @@ def _checked(
     return [item for item in reasons if item not in refused], protocols
 
 
-def _command(name: str, scale: str, variants: Sequence[str], tasks: Sequence[str] | None) -> str:
+def _command(
+    name: str, scale: str, variants: Sequence[str], tasks: Sequence[str] | None, data: Path | None
+) -> str:
+    """What makes the page again, for its reader, who has the data in a folder of their own."""
     parts = [f"foretaste reproduce {name} --scale {scale}"]
     parts += [f"--variant {variant}" for variant in variants if list(variants) != ["clean"]]
-    return " ".join([*parts, *(f"--task {task}" for task in tasks or ())])
+    parts += [f"--task {task}" for task in tasks or ()]
+    return " ".join([*parts, "--data FOLDER"] if data is not None and scale != "smoke" else parts)
 
 
 def _preview(plans: dict[str, list[Step]], *, json_output: bool) -> None:

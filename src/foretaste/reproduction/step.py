@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict, Unpack
 
 from foretaste.experiments.cluster import Cluster
 from foretaste.experiments.fewshot import FewShotPreview, MeasuredFewShot
@@ -23,6 +23,16 @@ from foretaste.report import reproduced
 from foretaste.reproduction import chat_inputs, compose, inputs, prompt_inputs
 from foretaste.reproduction.preset import Variant
 from foretaste.spec import MeasureSpec, RunSpec
+
+
+class How(TypedDict, total=False):
+    """How missing runs are done, as `measure.measure` takes it; what is left out has its default there."""
+
+    extend: bool
+    processes: int | None
+    threads: int | None
+    watcher: Watcher | None
+    cluster: Cluster | None
 
 
 @dataclass(frozen=True)
@@ -82,27 +92,9 @@ class MeasureStep(Place):
         """What it would do; raises as `measure.preview` does."""
         return preview(self.spec, self.folder, base_dir=self.base_dir, only=self.wants)
 
-    def measure(
-        self,
-        *,
-        extend: bool = False,
-        processes: int | None = None,
-        threads: int | None = None,
-        watcher: Watcher | None = None,
-        cluster: Cluster | None = None,
-    ) -> Measured:
+    def measure(self, **how: Unpack[How]) -> Measured:
         """Do the runs that have no result yet, and return its records; raises as `measure.measure` does."""
-        done = measure(
-            self.spec,
-            self.folder,
-            base_dir=self.base_dir,
-            extend=extend,
-            processes=processes,
-            threads=threads,
-            watcher=watcher,
-            only=self.wants,
-            cluster=cluster,
-        )
+        done = measure(self.spec, self.folder, base_dir=self.base_dir, only=self.wants, **how)
         return Measured(done.folder, [record for record in done.records if self.wants(record.resolved)])
 
     def records(self) -> list[Record]:
@@ -134,26 +126,9 @@ class InstructStep(Place):
         """What it would do; raises as `experiments.instruct.preview` does."""
         return preview_generative(self.spec, self.folder, base_dir=self.base_dir)
 
-    def measure(
-        self,
-        *,
-        extend: bool = False,
-        processes: int | None = None,
-        threads: int | None = None,
-        watcher: Watcher | None = None,
-        cluster: Cluster | None = None,
-    ) -> MeasuredInstruct:
+    def measure(self, **how: Unpack[How]) -> MeasuredInstruct:
         """Do the runs that have no result yet; raises as `experiments.instruct.instruct` does."""
-        return measure_generative(
-            self.spec,
-            self.folder,
-            base_dir=self.base_dir,
-            extend=extend,
-            processes=processes,
-            threads=threads,
-            watcher=watcher,
-            cluster=cluster,
-        )
+        return measure_generative(self.spec, self.folder, base_dir=self.base_dir, **how)
 
     def records(self) -> list[InstructRecord]:
         """Those in its folder."""
@@ -184,26 +159,9 @@ class FewShotStep(Place):
         """What it would do; raises as `experiments.fewshot.preview` does."""
         return preview_few_shot(self.spec, self.folder, base_dir=self.base_dir)
 
-    def measure(
-        self,
-        *,
-        extend: bool = False,
-        processes: int | None = None,
-        threads: int | None = None,
-        watcher: Watcher | None = None,
-        cluster: Cluster | None = None,
-    ) -> MeasuredFewShot:
+    def measure(self, **how: Unpack[How]) -> MeasuredFewShot:
         """Do the runs that have no result yet; raises as `experiments.fewshot.fewshot` does."""
-        return measure_few_shot(
-            self.spec,
-            self.folder,
-            base_dir=self.base_dir,
-            extend=extend,
-            processes=processes,
-            threads=threads,
-            watcher=watcher,
-            cluster=cluster,
-        )
+        return measure_few_shot(self.spec, self.folder, base_dir=self.base_dir, **how)
 
     def records(self) -> list[FewShotRecord]:
         """Those in its folder."""
