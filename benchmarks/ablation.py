@@ -30,7 +30,7 @@ from foretaste.theory.function_space import Tangent
 
 
 def _each(found: Sequence[Reference], change: Callable[[Tangent], Tangent]) -> list[Reference]:
-    return [replace(r, tangents={key: change(t) for key, t in r.tangents.items()}) for r in found]
+    return [replace(r, at_batch={key: change(t) for key, t in r.at_batch.items()}) for r in found]
 
 
 VARIANTS: dict[str, Callable[[list[Reference]], list[Reference]]] = {

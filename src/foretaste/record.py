@@ -168,12 +168,28 @@ class Outcome(Part):
     triggered_accuracy: float | None = Field(description="triggered rows, predicted as their own class")
 
 
+HeadFollows = Literal["held", "refitted", "fixed"]
+
+
 class Certified(Part):
-    """The worst case of the kernel model: no set of so many flipped labels does more."""
+    """The worst case of a predictor that is linear in the labels: no set of so many flips does more to it.
+
+    What training does beside is not in it.
+    """
 
     flips: int
-    share: float = Field(description="held-out rows that stay right under any so many flips")
+    share: float = Field(
+        description="held-out rows that stay right under any so many flips, each against its own worst ones"
+    )
+    found: float | None = Field(
+        None, description="accuracy under the worst one set of at most so many flips that a search found"
+    )
     random: float = Field(description="accuracy under so many random flips, by the same model")
+    head: HeadFollows = Field(
+        "held",
+        description="refitted: to the flipped labels, as a run's; fixed: runs fit none to labels; held: at "
+        "the clean labels though runs refit it, so that the worst case is worse (older records)",
+    )
 
 
 class Prediction(Part):

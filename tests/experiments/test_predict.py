@@ -24,13 +24,14 @@ from foretaste.experiments.captures import Captures, Reference, arm_key
 from foretaste.experiments.plan import plan
 from foretaste.experiments.pool import FEWEST_SPARE, cell_key
 from foretaste.experiments.prepare import Workspace
-from foretaste.experiments.simulate import Simulated, nearest, references, simulate
+from foretaste.experiments.simulate import Simulated, nearest, place_of, references, simulate
 from foretaste.models import heads
 from foretaste.record import Layout, Record
 from foretaste.spec import MeasureSpec
 from foretaste.theory.flow import respond
 from foretaste.theory.function_space import Tangent, cross_entropy, decisions
 from foretaste.theory.layout import decide, one_hot
+from foretaste.theory.ridge_head import head_smoother
 from foretaste.training import trainer
 from foretaste.training.order import step_batches
 
@@ -662,15 +663,46 @@ def test_budgets_of_a_prediction_are_those_of_its_kernels(tiny: tuple[Steps, Bud
     assert compared > 0.8 * 4 * HELD
 
 
-def test_the_first_arm_at_the_matched_budget_fits_as_trained(tiny: tuple[Steps, Budgets]) -> None:
-    steps, found = tiny
-    clean = next(r for r in steps.runs if r.attack is None and r.adapter.name == "full")
+def test_the_first_arm_at_the_matched_budget_fits_as_trained(make: Any) -> None:
+    """Where no head is fitted to labels, the linear predictor is the matched flow itself."""
+    steps = Steps(make(attacks=[FLIPS], predict={"train_rows": 16}, model={"head": "random-then-train"}))
+    found = steps.budgets()
     assert found.matched["full", "clean"].clean.shape == (HELD,)
     predictor = found.fitted["full"]
     labels = steps.captures.pool.cells["clean"].labels
     outputs = respond(predictor, one_hot(2 * labels - 1, predictor.layout))
     assert (found.matched["full", "clean"].clean == (outputs > 0)).all()
-    assert steps.simulated[clean.id].fitted >= 0.5
+    curves = experiment._certified(steps.captures, found, steps.runs)
+    assert {item.head for curve in curves.values() for item in curve} == {"fixed"}
+
+
+def test_a_head_that_runs_refit_is_refitted_in_the_worst_case(tiny: tuple[Steps, Budgets]) -> None:
+    """For any labels: ridge regression on the model's own features, then its kernel's flow from there."""
+    steps, found = tiny
+    pool, base = steps.captures.pool, steps.references[0]
+    hidden, rows = steps.captures.hidden, pool.cells["clean"].rows
+    assert hidden is not None
+    held = place_of(base, pool.held_out)
+    clean = 2.0 * pool.cells["clean"].labels - 1
+    g = np.random.default_rng(0)
+    for one in steps.runs:
+        if one.attack is not None:
+            continue
+        solved = _Solved(base.tangents[arm_key(one)], rows)
+        inner, outer = (head_smoother(hidden[rows], hidden[some], clean) for some in (rows, base.rows))
+        share = steps.simulated[one.id].fitted
+        reach = solved.reach((outer @ clean)[:, None], pool.cells["clean"].labels, share)
+        predictor = found.following[one.adapter.name]
+        for _ in range(5):
+            labels = np.where(g.random(len(rows)) < 0.3, -clean, clean)
+            # The penalty stays that of the clean labels, so the head of any labels is linear in them.
+            start = (outer @ labels)[:, None]
+            assert start[: len(rows), 0] == pytest.approx(inner @ labels)
+            after = solved.outputs(reach, start, ((labels + 1) // 2).astype(int))[0]
+            targets = one_hot(labels.astype(int), predictor.layout)
+            assert respond(predictor, targets) == pytest.approx(after[held, 0], abs=1e-9)
+    curves = experiment._certified(steps.captures, found, steps.runs)
+    assert {item.head for curve in curves.values() for item in curve} == {"refitted"}
 
 
 def test_no_set_of_flips_goes_below_the_certificate(tiny: tuple[Steps, Budgets]) -> None:
@@ -679,7 +711,7 @@ def test_no_set_of_flips_goes_below_the_certificate(tiny: tuple[Steps, Budgets])
     pool = steps.captures.pool
     labels, truth = 2 * pool.cells["clean"].labels - 1, 2 * pool.labels(pool.held_out) - 1
     curves = experiment._certified(steps.captures, found, steps.runs)
-    for arm, predictor in found.fitted.items():
+    for arm, predictor in found.following.items():
         for certified in curves[arm][:2]:
             sets = list(itertools.combinations(range(16), certified.flips))
             flipped = np.repeat(labels[None], len(sets), 0)

@@ -132,6 +132,61 @@ def test_extend_keeps_what_both_specs_share(
         run(spec(seeds=[0, 1]), folder)
 
 
+ARM = {"method": "lora", "name": "mine", "r": 2, "training": {"learning_rate": 5e-4}}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"adapters": [{**ARM, "r": 8, "lora_alpha": 64, "training": {"learning_rate": 1e-2}}]},
+            r"runs of another arm called 'mine' \(config\.lora_alpha: \d+ -> 64; config\.r: 2 -> 8; "
+            r"training\.learning_rate: 0\.0005 -> 0\.01\).*another `name`",
+        ),
+        ({"training": {"batch_size": 4}}, r"another arm called 'mine' \(training\.batch_size: 8 -> 4\)"),
+        ({"model": {"max_length": 9}}, r"runs of another model called .*request\.max_length"),
+        ({"data": {"train_rows": 20}}, r"runs of another data set called .*request\.train_rows"),
+        (
+            {"attacks": [{"method": "label-flip", "rates": [0.5], "selection": "bernoulli"}]},
+            r"runs of another attack called 'label-flip' \(selection: ",
+        ),
+    ],
+)
+def test_extend_refuses_another_thing_under_a_name_that_is_there(
+    tmp_path: Path, spec: Any, run: Any, change: dict[str, Any], words: str
+) -> None:
+    """In the folder's tables both would be one arm, as if they differed in the seed."""
+    folder = tmp_path / "mine"
+    first = spec(seeds=[0], adapters=[ARM])
+    run(first, folder)
+    before = (folder / "spec.json").read_bytes()
+    content = first.model_dump(mode="json", exclude_unset=True)
+    for key, value in change.items():
+        content[key] = {**content[key], **value} if isinstance(value, dict) else value
+    other = type(first).model_validate({**content, "seeds": [1]})
+    with pytest.raises(UserError, match=words):
+        run(other, folder, extend=True)
+    assert (folder / "spec.json").read_bytes() == before
+    assert len(Layout(folder).read()[0]) == 2
+    # Nor without the spec, which a message may have told the user to delete.
+    (folder / "spec.json").unlink()
+    with pytest.raises(UserError, match=words):
+        run(other, folder)
+
+
+def test_extend_takes_more_seeds_amounts_and_arms(tmp_path: Path, spec: Any, run: Any, watch: Any) -> None:
+    folder = tmp_path / "mine"
+    run(spec(seeds=[0], adapters=[ARM]), folder)
+    wider = spec(
+        seeds=[0, 1],
+        adapters=[ARM, {**ARM, "name": "other", "r": 4}, {"method": "lora", "grid": {"r": [2, 4]}}],
+        attacks=[{"method": "label-flip", "rates": [0.25, 0.5]}],
+    )
+    done = run(wider, folder, extend=True, watcher=watch)
+    assert len(done.records) == 2 * 4 * 3
+    assert len(watch.started_runs) == 2 * 4 * 3 - 2
+
+
 def test_a_damaged_spec_is_refused(folder: Path, spec: Any, run: Any) -> None:
     (folder / "spec.json").write_text('{"format": 1, ')
     with pytest.raises(UserError, match=r"spec\.json: the spec in this folder is damaged"):

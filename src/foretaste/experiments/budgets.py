@@ -22,6 +22,7 @@ from foretaste.theory.flow import (
 from foretaste.theory.function_space import Tangent, decisions
 from foretaste.theory.layout import one_hot
 from foretaste.theory.regression import Decomposition, decompose
+from foretaste.theory.ridge_head import refitted
 
 Float = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -38,12 +39,14 @@ class Budgets:
         matched: By arm name and cell, at the effective budget at which the first arm fits as the spec's does.
         converged: Likewise, gradient flow on the squared loss without end.
         fitted: By arm name: the linear predictor of the held-out rows at the budget that fits the clean
-            training labels as well as the arm's own training does.
+            training labels as well as the arm's own training does, from the head of the clean labels.
+        following: The same, its head refitted to the labels by ridge regression where runs refit theirs.
     """
 
     matched: dict[tuple[str, str], Decided]
     converged: dict[tuple[str, str], Decided]
     fitted: dict[str, LinearPredictor]
+    following: dict[str, LinearPredictor]
 
 
 def budgets(
@@ -73,6 +76,14 @@ def budgets(
         reach[name] = solved[name].reach(starts[name], cell.labels, simulated[run.id].fitted)
     held = place_of(base, pool.held_out)
     fitted = {name: solved[name].predictor(reach[name], starts[name], held) for name in names}
+    following = fitted
+    if captures.probes:
+        following = {
+            run.adapter.name: _following(
+                captures, base, solved[run.adapter.name], arm_key(run), simulated[run.id].fitted
+            )
+            for run in clean
+        }
     common = reach[clean[0].adapter.name]
     matched: dict[tuple[str, str], Decided] = {}
     converged: dict[tuple[str, str], Decided] = {}
@@ -90,7 +101,19 @@ def budgets(
         after = again[which].outputs(common, start, cell.labels)
         matched[name, key] = decide(pool, reference, after[0])
         converged[name, key] = decide(pool, reference, after[1])
-    return Budgets(matched, converged, fitted)
+    return Budgets(matched, converged, fitted, following)
+
+
+def _following(
+    captures: Captures, base: Reference, solved: _Solved, key: str, share: float
+) -> LinearPredictor:
+    """An arm's predictor, its head refitted to whatever the labels are."""
+    cell, held = captures.pool.cells["clean"], place_of(base, captures.pool.held_out)
+    head = captures.head_smoother(cell, key)[base.rows]
+    start = head @ solved.targets(cell.labels)
+    start = start.reshape(len(base.rows), -1)
+    predictor = solved.predictor(solved.reach(start, cell.labels, share), start, held)
+    return refitted(predictor, head[cell.rows], head[held])
 
 
 class _Solved:
@@ -107,7 +130,8 @@ class _Solved:
         self._d: Decomposition = decompose(kernel.reshape(shape))
         self._unit = float(self._d.values.sum()) / len(lines)
 
-    def _targets(self, labels: Ints) -> Float:
+    def targets(self, labels: Ints) -> Float:
+        """-1 and +1 beside a margin, else one-hot."""
         return one_hot(2 * labels - 1 if self._c == 1 else labels, self._d.layout)
 
     def _flow(self, reach: npt.ArrayLike) -> Float:
@@ -119,7 +143,7 @@ class _Solved:
             self._d,
             self._cross[rows],
             phi,
-            self._targets(labels),
+            self.targets(labels),
             pretrained=flat[self._rows],
             pretrained_test=flat[rows],
         )

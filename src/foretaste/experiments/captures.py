@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ from foretaste.prediction.movement import Movement, movement
 from foretaste.prediction.tangents import tangent
 from foretaste.spec import MeasureSpec, RunSpec, digest
 from foretaste.theory.function_space import Tangent, derivative
+from foretaste.theory.ridge_head import head_smoother
 from foretaste.training import lora_plus, trainer
 
 Float = npt.NDArray[np.float64]
@@ -53,11 +54,14 @@ class CapturedArm:
         run: A clean run with it.
         lora: What it adapts, where the base model's capture serves it; None for full fine-tuning and for
             methods that are captured as peft builds them.
+        batches: Rows of an optimiser step in the runs with it, ascending: Adam's second moments depend on
+            them.
     """
 
     key: str
     run: RunSpec
     lora: dict[str, Adapted] | None
+    batches: tuple[int, ...]
 
     @property
     def full(self) -> bool:
@@ -78,8 +82,9 @@ class Reference:
         share: Of its rows that were poisoned.
         rows: Of the pool, that were captured, shape (R,); those that can be trained on first.
         start: Outputs of the base model with that head, shape (R, C).
-        tangents: By key of the arm.
-        movements: Likewise; only of the clean reference.
+        at_batch: Tangents by key of the arm and rows of an optimiser step; kernels are the same at all of
+            these.
+        movements: By key of the arm; only of the clean reference.
         starts: Likewise, outputs of arms that are captured as peft builds them: virtual tokens and some other
             methods change the outputs before anything is trained (`catalogue.MOVED_AT_START`).
     """
@@ -87,9 +92,18 @@ class Reference:
     share: float
     rows: Ints
     start: Float
-    tangents: dict[str, Tangent]
+    at_batch: dict[tuple[str, int], Tangent]
     movements: dict[str, Movement] = field(default_factory=dict)
     starts: dict[str, Float] = field(default_factory=dict)
+
+    @property
+    def tangents(self) -> dict[str, Tangent]:
+        """By key of the arm, for their kernels; second moments are those of the smallest batch."""
+        return {key: self.at_batch[key, batch] for key, batch in sorted(self.at_batch, reverse=True)}
+
+    def tangent_of(self, run: RunSpec) -> Tangent:
+        """The tangent of a run's arm, with the second moments of its own batches."""
+        return self.at_batch[arm_key(run), step_rows(run)]
 
     def start_of(self, key: str) -> Float:
         """Outputs of an arm before training, with the head of the captures: shape (R, C)."""
@@ -144,6 +158,9 @@ class Captures:
 
     def _arms(self) -> dict[str, CapturedArm]:
         found: dict[str, CapturedArm] = {}
+        batches: dict[str, set[int]] = {}
+        for run in self.planned.runs:
+            batches.setdefault(arm_key(run), set()).add(step_rows(run))
         for run in self.planned.runs:
             key = arm_key(run)
             if key in found:
@@ -154,7 +171,7 @@ class Captures:
                 wrapped = attached(self.model, run)
                 layers = plain_lora(wrapped)
                 lora = layers if layers and starts_at(self.model, layers, wrapped) else None
-            found[key] = CapturedArm(key, run, lora)
+            found[key] = CapturedArm(key, run, lora, tuple(sorted(batches[key])))
         return found
 
     def start(self, cell: Cell, reference: Reference, key: str) -> tuple[Float, float]:
@@ -183,6 +200,22 @@ class Captures:
         logits = seen @ probe.weight.T + probe.bias * (layer.bias is not None)
         scores = logits[:, 1:] - logits[:, :1] if self.classes == 2 else logits
         return scores[reference.rows], float(np.sqrt(np.mean(probe.weight**2)))
+
+    def head_smoother(self, cell: Cell, key: str) -> Float:
+        """What each label of a cell adds to an arm's outputs before training, of a probe by ridge regression.
+
+        Args:
+            cell: Its rows are trained on; its labels choose the penalty.
+            key: Of the arm.
+
+        Returns:
+            Shape (rows of the pool, rows of the cell).
+        """
+        assert self.hidden is not None
+        layer: Any = self.model.get_submodule(heads.find(self.model).linear)
+        targets = 2.0 * cell.labels - 1 if self.classes == 2 else np.eye(self.classes)[cell.labels]
+        features = self.hidden[cell.rows].astype(np.float64)
+        return head_smoother(features, self._hidden_of(key), targets, intercept=layer.bias is not None)
 
     def _size(self) -> float:
         weight: Any = self.model.get_submodule(heads.find(self.model).linear).weight
@@ -225,22 +258,14 @@ class Captures:
             found=self._found,
             on_progress=lambda share: self.report(f"gradients, {what}", share),
         )
-        pull = derivative(body.outputs[: self.pool.train], cell.labels)
-        batch = self.first.training.batch_size * self.first.training.gradient_accumulation
-        tangents: dict[str, Tangent] = {}
+        tangents: dict[tuple[str, int], Tangent] = {}
         starts: dict[str, Float] = {}
         for key, arm in self.arms.items():
-            if arm.full:
-                tangents[key] = tangent(
-                    body, [FULL, HEAD], None, pull, pool=trainable, batch=batch, size=self._size()
-                )
-            elif arm.lora is not None:
-                ratio = adapters.loraplus_ratio(arm.run.adapter) or 1.0
-                tangents[key] = lora_tangent(
-                    body, key, loras[key], pull, trainable, batch, self._size(), ratio
-                )
+            if arm.served:
+                made = self._tangents(arm, body, loras.get(key), cell, trainable)
             else:
-                tangents[key], starts[key] = self._other(arm, inputs, cell, trainable, batch, what)
+                made, starts[key] = self._other(arm, inputs, cell, trainable, what)
+            tangents |= made
         movements: dict[str, Movement] = {}
         if moving:
             some = _subset(self.subject, list(self.pool.held_out[:MOVEMENT_ROWS]))
@@ -262,13 +287,12 @@ class Captures:
         return loss
 
     def _other(
-        self, arm: CapturedArm, inputs: Inputs, cell: Cell, trainable: int, batch: int, what: str
-    ) -> tuple[Tangent, Float]:
+        self, arm: CapturedArm, inputs: Inputs, cell: Cell, trainable: int, what: str
+    ) -> tuple[dict[tuple[str, int], Tangent], Float]:
         """An arm that the base model's capture does not serve, as peft builds it, and its outputs."""
-        wrapped = attached(self.model, arm.run)
         ratio = adapters.loraplus_ratio(arm.run.adapter) or 1.0
         found, _ = capture(
-            wrapped,
+            attached(self.model, arm.run),
             self.outputs,
             inputs,
             {},
@@ -278,15 +302,40 @@ class Captures:
             apart=None if ratio == 1.0 else lora_plus.learns_faster,
             on_progress=lambda share: self.report(f"gradients of {arm.run.adapter.name}, {what}", share),
         )
-        pull = derivative(found.outputs[: self.pool.train], cell.labels)
-        parts, others = ([FULL, HEAD], []) if ratio == 1.0 else ([APART], [FULL, HEAD])
-        made = tangent(found, parts, None, pull, pool=trainable, batch=batch, others=others, ratio=ratio)
-        return made, found.outputs
+        return self._tangents(arm, found, None, cell, trainable), found.outputs
+
+    def _tangents(
+        self, arm: CapturedArm, features: Features, lora: Lora | None, cell: Cell, trainable: int
+    ) -> dict[tuple[str, int], Tangent]:
+        """An arm from the capture that holds it, at each number of rows that its runs take a step on."""
+        ratio = adapters.loraplus_ratio(arm.run.adapter) or 1.0
+        pull = derivative(features.outputs[: self.pool.train], cell.labels)
+        made: dict[tuple[str, int], Tangent] = {}
+        for batch in arm.batches:
+            if lora is not None:
+                found = lora_tangent(features, arm.key, lora, pull, trainable, batch, self._size(), ratio)
+            elif arm.full:
+                parts, size = [FULL, HEAD], self._size()
+                found = tangent(features, parts, None, pull, pool=trainable, batch=batch, size=size)
+            else:
+                parts, others = ([FULL, HEAD], []) if ratio == 1.0 else ([APART], [FULL, HEAD])
+                found = tangent(
+                    features, parts, None, pull, pool=trainable, batch=batch, others=others, ratio=ratio
+                )
+            # The kernels are large, and the same at every batch.
+            first = made.get((arm.key, arm.batches[0]), found)
+            made[arm.key, batch] = replace(found, plain=first.plain, rated=first.rated)
+        return made
 
 
 def arm_key(run: RunSpec) -> str:
     """Names an adapter by its settings, whatever it is called and however it is trained."""
     return digest(run.adapter.model_dump(mode="json", exclude={"name"}))[:12]
+
+
+def step_rows(run: RunSpec) -> int:
+    """Rows that an optimiser step of a run is taken on."""
+    return run.training.batch_size * run.training.gradient_accumulation
 
 
 def lora_tangent(

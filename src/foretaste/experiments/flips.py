@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from foretaste.attacks.adversarial_flip import NamedFlips
 from foretaste.errors import UserError
-from foretaste.record import Certified, write_atomic
+from foretaste.record import Certified, HeadFollows, write_atomic
 from foretaste.specfile import validate
 from foretaste.theory.certificates import certified_accuracy, certify, greedy_attack
 from foretaste.theory.flow import LinearPredictor
@@ -68,11 +68,14 @@ def certified_curve(
     eval_labels: npt.ArrayLike,
     flips: Sequence[int],
     *,
+    head: HeadFollows,
     rng: np.random.Generator | None = None,
 ) -> list[Certified]:
-    """Certified accuracy under any m flips, beside the accuracy under m random ones.
+    """Certified accuracy under any m flips, beside the accuracy under m found and under m random ones.
 
-    `share` is exact: each held-out row against the m flips that are worst for it. `random` is the mean over
+    `share` is exact: each held-out row against the m flips that are worst for it, which no one set of flips
+    need reach. `found` is reached, by at most m flips of `certificates.greedy_attack`. What is worst for
+    all rows together lies between the two. `random` is the mean over
     all sets of m flips: for two classes from the exact mean and variance of each output by the normal law,
     else over `DRAWS` draws.
 
@@ -81,6 +84,7 @@ def certified_curve(
         labels: Of the training rows, shape (N,): -1 and +1 for a margin, else 0 .. C - 1.
         eval_labels: Of the held-out rows, shape (M,), alike.
         flips: Numbers of flipped rows m, each in 0 .. N.
+        head: What the predictor's head does when labels are flipped; it is said in the record.
         rng: Source of the draws; needed for more than two classes, unused for two.
 
     Raises:
@@ -97,9 +101,11 @@ def certified_curve(
         draws = draw_flips(labels, classes, draws=DRAWS, rng=rng)
         random = drawn_accuracy(predictor, draws, eval_labels, m).mean
     share = certified_accuracy(certify(predictor, labels), eval_labels, m)
+    path = greedy_attack(predictor, labels, eval_labels, flips=int(m.max())).accuracy
+    found = np.minimum.accumulate(path)[np.minimum(m, len(path) - 1)]
     return [
-        Certified(flips=int(count), share=float(sure), random=float(mean))
-        for count, sure, mean in zip(m, share, random, strict=True)
+        Certified(flips=int(count), share=float(sure), found=float(one), random=float(mean), head=head)
+        for count, sure, one, mean in zip(m, share, found, random, strict=True)
     ]
 
 

@@ -46,6 +46,7 @@ from foretaste.training import trainer
 OnProgress = Callable[[str, float], None]
 
 OUTPUTS: dict[str, Outputs] = {"margin": margin, "logits": logits}
+PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,6 @@ def _prepare(run: RunSpec, space: Workspace, spec: KernelSpec) -> tuple[PreTrain
     notes = [*loaded.notes, *split.notes]
     if rows.truncated:
         notes.append(f"{rows.truncated} rows are longer than the model's max_length and were cut")
-    if spec.precision == "float64":
-        model.double()
     model.train(False)
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point():
@@ -146,6 +145,8 @@ def _prepare(run: RunSpec, space: Workspace, spec: KernelSpec) -> tuple[PreTrain
                 cure="Load the model without quantisation.",
             )
         parameter.requires_grad_(True)
+    # After the head, which a run fits in the precision that it trains in: the weights stay as rounded there.
+    model.to(PRECISIONS[spec.precision])  # type: ignore[arg-type]
     device = next(model.parameters()).device
     return model, Subject(tokenizer, rows, count, device), notes
 

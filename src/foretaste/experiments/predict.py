@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +31,8 @@ from foretaste.spec import MeasureSpec, RunSpec
 
 FLIPS = (1, 2, 5, 10, 20, 50, 100)
 """Numbers of flipped labels at which the worst case is certified, beside those of the spec's attacks."""
+
+NAMED, NEW = "flips", ".new"  # folders inside that of the predictions
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ def predict(
 
     Args:
         spec: The sweep, and its section `predict`.
-        folder: Of the sweep; predicted records go to its subfolder `predicted`, in place of older ones.
+        folder: Of the sweep; predicted records and named flips go to its subfolder `predicted`, in place of
+            all older ones.
         base_dir: Folder that relative paths in the spec start from.
         resources: Data and model in memory.
         on_progress: Called with what is being done and the share of it that is done.
@@ -96,8 +101,13 @@ def _predict(
     notes = list(planned.notes)
     if pool.encoded.truncated:
         notes.append(f"{pool.encoded.truncated} rows are longer than the model's max_length and were cut")
-    if pool.train < runs[0].data.train_rows:
-        notes.append(f"predicted on {pool.train} of {runs[0].data.train_rows} training rows")
+    asked = runs[0].data.train_rows
+    if pool.train < asked:
+        notes.append(f"predicted on {pool.train} of {asked} training rows")
+        notes.append(
+            f"these {pool.train} rows are passed over more often than in a run: the steps are those that all "
+            f"{asked} rows take"
+        )
     notes += [f"not predicted: {why}" for why in dict.fromkeys(pool.refused.values())]
     making = predicted.Making(
         captures=captures,
@@ -112,12 +122,36 @@ def _predict(
         notes=notes,
     )
     records = predicted.records(making, runs, space)
-    for old in Layout(space.folder).runs.glob("*.json"):  # of another spec, or of the same one
-        old.unlink()
-    for record in records:
-        write_record(record, space.folder)
-    _name_flips(captures, elsewhere, runs, space.folder)
+    with _in_place_of_the_last(space.folder) as new:
+        for record in records:
+            write_record(record, new)
+        _name_flips(captures, elsewhere, runs, new)
     return Predicted(records, folder, time.perf_counter() - began, notes)
+
+
+@contextmanager
+def _in_place_of_the_last(place: Path) -> Iterator[Path]:
+    """A folder to write a prediction to, which then takes the place of the last one, of whatever spec.
+
+    Nothing of that one is touched before the new one is whole on the disk, and nothing of it stays.
+
+    Args:
+        place: Of the predictions.
+    """
+    new = place / NEW
+    shutil.rmtree(new, ignore_errors=True)  # of a prediction that was killed while it wrote
+    try:
+        yield new
+        written = [path.relative_to(new) for path in new.glob("*/*.json")]
+        for name in written:
+            (place / name).parent.mkdir(exist_ok=True)
+            (new / name).replace(place / name)
+        for folder in (Layout(place).runs, place / NAMED):
+            for old in folder.glob("*.json"):
+                if old.relative_to(place) not in written:
+                    old.unlink()
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _trained(captures: Captures, run: RunSpec) -> int:
@@ -150,21 +184,26 @@ def _certified(captures: Captures, elsewhere: Budgets, runs: Sequence[RunSpec]) 
             labels,
             held,
             _amounts(captures),
+            head="refitted" if captures.probes else "fixed",
             rng=generator(seed, "prediction", "certificates", name),
         )
-        for name, predictor in elsewhere.fitted.items()
+        for name, predictor in elsewhere.following.items()
     }
 
 
 def _name_flips(captures: Captures, elsewhere: Budgets, runs: Sequence[RunSpec], place: Path) -> None:
-    """Write the flips that each arm's kernel names, for the attack `adversarial-flip`."""
+    """Write the flips that each arm's kernel names, for the attack `adversarial-flip`.
+
+    From the head of the clean labels: what it names did more harm than what a predictor names whose head
+    follows them (docs/decisions/0012-the-head-in-the-worst-case.md).
+    """
     labels, held = _given(captures)
     wanted = max(_amounts(captures))
     for name, predictor in elsewhere.fitted.items():
         named = flips.name_flips(predictor, labels, held, captures.pool.ids, wanted)
         if named:
             flips.write(
-                place / "flips" / f"{quote(name, safe='')}.json",
+                place / NAMED / f"{quote(name, safe='')}.json",
                 arm=name,
                 kernel="gradient flow on the squared loss, until it fits as the arm's training does",
                 classes=runs[0].data.classes,

@@ -15,11 +15,11 @@ from foretaste import indicators
 from foretaste.attempt import Ending
 from foretaste.experiments.budgets import Budgets
 from foretaste.experiments.captures import CapturedArm, Captures, Reference, arm_key
-from foretaste.experiments.pool import Pool, cell_key
+from foretaste.experiments.pool import Cell, Pool, cell_key
 from foretaste.experiments.prepare import Workspace
 from foretaste.experiments.run import record_of
 from foretaste.experiments.simulate import Decided, Simulated
-from foretaste.indicators import Drawn, Evidence, Twin
+from foretaste.indicators import INDICATORS, Drawn, Evidence, Reading, Twin
 from foretaste.record import (
     Certified,
     Interval,
@@ -102,10 +102,17 @@ def judge(
     return Judgement(level, reasons)
 
 
-def evidence(captures: Captures, reference: Reference, arm: CapturedArm) -> Evidence:
+def evidence(
+    captures: Captures, reference: Reference, arm: CapturedArm, poisoned: Sequence[Cell] = ()
+) -> Evidence:
     """What the indicators of an arm are made from, on the clean training rows.
 
-    Pairs are the rows that the backdoors of the spec poison, with their poisoned forms, if there are any.
+    Args:
+        captures: Rows and arms.
+        reference: The clean one.
+        arm: The arm.
+        poisoned: Cells of one backdoor; the rows that it poisons in any of them are the pairs, each with its
+            form in the last of these. Rows that it changes beside them, such as negative ones, are none.
     """
     pool, tangent = captures.pool, reference.tangents[arm.key]
     c, n = tangent.outputs, pool.train
@@ -125,13 +132,12 @@ def evidence(captures: Captures, reference: Reference, arm: CapturedArm) -> Evid
 
     rows = np.arange(n)
     full = next((key for key, a in captures.arms.items() if a.full), None)
-    pairs = {
-        int(clean): (int(row), int(label))
-        for other in pool.cells.values()
-        if other.texts_changed
-        for clean, (row, label) in enumerate(zip(other.rows, other.labels, strict=True))
-        if row != clean
-    }
+    place = {name: number for number, name in enumerate(pool.ids)}
+    pairs: dict[int, tuple[int, int]] = {}
+    for other in poisoned:
+        assert other.manifest is not None
+        for clean in sorted(place[entry.id] for entry in other.manifest.poisoned):
+            pairs[clean] = int(other.rows[clean]), int(other.labels[clean])
     twin = None
     if pairs:
         both = np.array([*pairs, *(row for row, _ in pairs.values())])
@@ -150,15 +156,40 @@ def evidence(captures: Captures, reference: Reference, arm: CapturedArm) -> Evid
     )
 
 
-def read_indicators(captures: Captures, reference: Reference) -> dict[str, dict[str, float | None]]:
-    """Every indicator of every captured arm, by key of the arm; None where it has no value."""
-    found: dict[str, dict[str, float | None]] = {}
+def backdoors(captures: Captures) -> dict[str, list[Cell]]:
+    """The cells of every backdoor of the spec, by key of its trigger, in the order of the plan."""
+    found: dict[str, dict[str, Cell]] = {}
+    for run in captures.planned.runs:
+        key, trigger = cell_key(run), _own_trigger(run)
+        if trigger is not None and key in captures.pool.cells:
+            found.setdefault(trigger, {})[key] = captures.pool.cells[key]
+    return {trigger: list(cells.values()) for trigger, cells in found.items()}
+
+
+Readings = dict[str, float | None]
+
+
+def read_indicators(captures: Captures, reference: Reference) -> dict[tuple[str, str | None], Readings]:
+    """Every indicator of every captured arm, for each backdoor and for the cells without one.
+
+    Returns:
+        By key of the arm and key of the backdoor's trigger, or None: those that are made from pairs differ
+        between backdoors, and have no value without one.
+    """
+    found: dict[tuple[str, str | None], Readings] = {}
+    of_pairs = [name for name in INDICATORS if "twin" in INDICATORS.get(name).needs]
+    poisoned = backdoors(captures)
     for key, arm in captures.arms.items():
-        readings = indicators.evaluate(evidence(captures, reference, arm))
-        found[key] = {
-            name: None if math.isnan(reading.value) else reading.value for name, reading in readings.items()
-        }
+        whole = _values(indicators.evaluate(evidence(captures, reference, arm)))
+        found[key, None] = whole
+        for trigger, cells in poisoned.items():
+            paired = evidence(captures, reference, arm, cells)
+            found[key, trigger] = whole | _values({name: indicators.read(name, paired) for name in of_pairs})
     return found
+
+
+def _values(readings: Mapping[str, Reading]) -> Readings:
+    return {name: None if math.isnan(found.value) else found.value for name, found in readings.items()}
 
 
 def shares(pool: Pool, decided: Decided, trigger: str | None) -> Outcome:
@@ -203,7 +234,7 @@ class Making:
         reference: The clean one.
         simulated: By run id.
         budgets: Other budgets.
-        indicators: By key of the arm.
+        indicators: As `read_indicators` gives them.
         certified: By name of the arm.
         counts: Trainable parameters by key of the arm.
         started: When the prediction began.
@@ -215,7 +246,7 @@ class Making:
     reference: Reference
     simulated: Mapping[str, Simulated]
     budgets: Budgets
-    indicators: Mapping[str, dict[str, float | None]]
+    indicators: Mapping[tuple[str, str | None], Readings]
     certified: Mapping[str, list[Certified]]
     counts: Mapping[str, int]
     started: datetime
@@ -291,9 +322,9 @@ def _prediction(making: Making, runs: Sequence[RunSpec], clean: Sequence[RunSpec
         train_rows=pool.train,
         held_out=rows,
         held_out_from=pool.held_out_from,
-        steps=trainer.planned_steps(run.training, pool.train),
+        steps=trainer.planned_steps(run.training, run.data.train_rows),
         trainable_parameters=making.counts[arm.key],
-        indicators=making.indicators[arm.key],
+        indicators=making.indicators[arm.key, trigger],
         certified=list(making.certified[run.adapter.name]),
         reads=[
             f"weights: {run.model.request.base}, before training",

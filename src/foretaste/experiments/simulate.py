@@ -110,7 +110,8 @@ def _one(
     captures: Captures, reference: Reference, cell: Cell, start: Float, size: float, run: RunSpec
 ) -> Simulated:
     training, pool = run.training, captures.pool
-    steps = trainer.planned_steps(training, len(cell.rows))
+    # Epochs are those of the run, over all of its rows: a pool of fewer is passed over more often.
+    steps = trainer.planned_steps(training, run.data.train_rows)
     batches = step_batches(
         pool.lengths,
         training.batch_size,
@@ -120,7 +121,7 @@ def _one(
         accumulation=training.gradient_accumulation,
     )
     result = train(
-        reference.tangents[arm_key(run)],
+        reference.tangent_of(run),
         start,
         cell.rows,
         cell.labels,

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from foretaste.errors import UserError
-from foretaste.experiments.kernel_jobs import OUTPUTS, Subject
+from foretaste.experiments.kernel_jobs import OUTPUTS, PRECISIONS, Subject
 from foretaste.experiments.trajectory_result import Foretold
 from foretaste.indicators import Evidence, read
 from foretaste.indicators.evidence import Twin
@@ -108,7 +108,8 @@ def _grams(
     name: str,
 ) -> tuple[Float, Float, Float]:
     """Kernel of the head's parameters and of all others, and the outputs, in the order of the rows."""
-    subject = copy.deepcopy(model).double() if settings.precision == "float64" else model
+    dtype = PRECISIONS[settings.precision]
+    subject = model if next(model.parameters()).dtype == dtype else copy.deepcopy(model).to(dtype)
     training = subject.training
     subject.train(False)
     try:
