@@ -75,12 +75,14 @@ def cell(
         training=training or TrainingSpec(),
         prediction=None if told is None else prediction(told, **changes),
         measured=Measured(
-            statuses={"completed": len(seen)} if seen else {},
-            accuracy=sample(seen),
-            target_rate=rates,
-            flip_rate=flips,
-            margin=rates.minus(flips),
-            **(measured or {}),
+            **{
+                "statuses": {"completed": len(seen)} if seen else {},
+                "accuracy": sample(seen),
+                "target_rate": rates,
+                "flip_rate": flips,
+                "margin": rates.minus(flips),
+                **(measured or {}),
+            }
         ),
     )
 

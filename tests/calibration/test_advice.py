@@ -1,4 +1,4 @@
-"""The front, the recommendation, and the paper's advice: by hand, and never more than the numbers show."""
+"""The front and the recommendation: by hand, and never more than the numbers show."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from cells_factory import cell, sample
 
-from foretaste.calibration import Cell, adjust, advise, front
-from foretaste.calibration.advice import lora_and_flips, low_rank, small_variance
-from foretaste.calibration.pareto import Arm
-from foretaste.spec import TrainingSpec
+from foretaste.calibration import Cell, adjust, advise, compare, front
+from foretaste.calibration.advice import resolution
+from foretaste.calibration.pareto import LEAST_SEEDS, Arm
+from foretaste.calibration.quantities import of_sample
+from foretaste.hypotheses import decision
 
 JITTER = (0.0, 0.004, -0.004)
 
@@ -120,6 +121,148 @@ def test_tasks_are_not_mixed() -> None:
         advise([])
 
 
+# --- unlike cells --------------------------------------------------------------------------------
+
+
+def diverged(name: str, rate: float, *, runs: int = 3) -> Cell:
+    return cell(name, rate=rate, measured={"statuses": {"diverged": runs}}, told=None)
+
+
+def two(full: dict[float, float], lora: dict[float, float], *more: Cell) -> list[Cell]:
+    """Two arms of equal clean accuracy, with their accuracies under label flips by rate."""
+    return [
+        cell("full", "clean", seen=around(0.9), told=None),
+        cell("lora-r8", "clean", seen=other(0.9), told=None),
+        *(cell("full", rate=rate, seen=around(value), told=None) for rate, value in full.items()),
+        *(cell("lora-r8", rate=rate, seen=other(value), told=None) for rate, value in lora.items()),
+        *more,
+    ]
+
+
+def test_an_arm_that_diverged_where_it_is_hardest_does_not_win_for_it() -> None:
+    cells = two({0.1: 0.88, 0.4: 0.703}, {0.1: 0.853}, diverged("lora-r8", 0.4))
+    advice = advise(cells)
+    assert advice.arm == "full"
+    assert "lora-r8 is off the front: runs diverged and none completed at 40 % label-flip (3 of 3)." in (
+        advice.paragraph
+    )
+    assert "is resolved" not in advice.paragraph
+    arms = by_name(list(advice.arms))
+    assert (arms["lora-r8"].standing, arms["lora-r8"].by) == ("diverged", ())
+    assert (arms["full"].standing, arms["full"].quantities["worst"].at) == ("front", "40 % label-flip")
+    # Nor does a prediction stand in for what was measured and has no end.
+    foretold = cell("lora-r8", rate=0.4, told=0.95, measured={"statuses": {"diverged": 3}})
+    assert advise(two({0.1: 0.88, 0.4: 0.703}, {0.1: 0.853}, foretold)).arm == "full"
+
+
+def test_a_diverged_arm_takes_nothing_from_the_comparison_of_the_others() -> None:
+    cells = [
+        *two({0.1: 0.88, 0.4: 0.7}, {0.1: 0.86, 0.4: 0.6}),
+        cell("lora-r64", "clean", seen=around(0.95), told=None),
+        diverged("lora-r64", 0.4),
+    ]
+    found = compare(cells)
+    assert found.left_out == ()
+    assert by_name(list(found.arms))["full"].quantities["worst"].value == pytest.approx(0.7)
+    assert by_name(list(found.arms))["lora-r8"].by == ("full",)
+
+
+def test_where_every_arm_diverged_none_is_recommended() -> None:
+    cells = two({}, {}, diverged("full", 0.4), diverged("lora-r8", 0.4))
+    advice = advise(cells)
+    assert advice.arm is None
+    assert advice.paragraph.startswith("No arm can be recommended: every arm diverged.")
+
+
+def test_runs_that_diverged_beside_others_are_said() -> None:
+    half = cell(
+        "lora-r8",
+        rate=0.4,
+        seen=[0.7, 0.71],
+        told=None,
+        measured={"statuses": {"completed": 2, "diverged": 1}},
+    )
+    advice = advise(two({0.4: 0.6}, {}, half))
+    assert "Runs of lora-r8 diverged at 40 % label-flip (1 of 3); its means are over the others." in (
+        advice.paragraph
+    )
+    assert by_name(list(advice.arms))["lora-r8"].standing != "diverged"
+
+
+def test_arms_are_compared_where_all_have_a_value() -> None:
+    failed = cell("lora-r8", rate=0.4, told=None, measured={"statuses": {"crashed": 3}})
+    found = compare(two({0.1: 0.88, 0.2: 0.8, 0.4: 0.7}, {0.1: 0.86}, failed))
+    arms = by_name(list(found.arms))
+    assert [arms[name].quantities["worst"].at for name in ("full", "lora-r8")] == ["10 % label-flip"] * 2
+    assert set(found.left_out) == {
+        "20 % label-flip (lora-r8: neither measured nor predicted)",
+        "40 % label-flip (lora-r8: none of 3 runs completed)",
+    }
+    advice = advise(two({0.1: 0.88, 0.2: 0.8}, {0.1: 0.86}))
+    assert "Arms are not compared at 20 % label-flip (lora-r8: neither measured nor" in advice.paragraph
+    # A predicted cell is a value, so that nothing is left out.
+    told = cell("lora-r8", rate=0.4, told=0.6, seen=())
+    assert compare(two({0.1: 0.88, 0.4: 0.7}, {0.1: 0.86}, told)).left_out == ()
+
+
+def test_arms_with_no_amount_in_common_are_not_compared_by_it() -> None:
+    found = compare(two({0.4: 0.7}, {0.1: 0.86}))
+    assert "worst" not in found.criteria
+    assert "clean" in found.criteria
+    assert by_name(list(found.arms))["full"].quantities["worst"].at == "40 % label-flip"
+    assert "keeps an accuracy" not in advise(two({0.4: 0.7}, {0.1: 0.86})).paragraph
+
+
+def test_backdoors_are_compared_at_the_largest_common_amount() -> None:
+    def backdoor(name: str, rate: float, asr: list[float]) -> Cell:
+        flips = around(0.1, 0.5)
+        return cell(name, "trigger", rate=rate, seen=around(0.9), seen_asr=asr, seen_flip=flips, told=None)
+
+    cells = two(
+        {},
+        {},
+        backdoor("full", 0.01, around(0.3)),
+        backdoor("full", 0.1, around(0.9)),
+        backdoor("lora-r8", 0.01, other(0.5)),
+        backdoor("lora-r8", 0.001, other(0.2)),
+    )
+    advice = advise(cells)
+    arms = by_name(list(advice.arms))
+    assert [arms[name].quantities["margin"].at for name in ("full", "lora-r8")] == ["1 % trigger"] * 2
+    assert "With 1 % trigger, full has a lower ASR than lora-r8 (30 against 50 %)" in advice.paragraph
+    assert advice.left_out == ("10 % trigger (lora-r8: neither measured nor predicted)",)
+
+
+def test_values_of_unlike_places_resolve_nothing() -> None:
+    left, right = of_sample(sample(around(0.9)), "10 % a"), of_sample(sample(other(0.5)), "40 % a")
+    assert "is resolved" in resolution(left, of_sample(right.sample, "10 % a"), "the difference")
+    assert resolution(left, right, "the difference") == (
+        "the difference is not tested, since the two stand at different places"
+    )
+    # The same over arms: each is worst under another attack, so nothing shows that one dominates.
+    cells = []
+    for name, values, high, low in (("a", around, 0.8, 0.7), ("b", other, 0.6, 0.5)):
+        cells += [
+            cell(name, "clean", seen=values(0.9 if name == "a" else 0.8), told=None),
+            cell(name, "label-flip", seen=values(high if name == "a" else low), told=None),
+            cell(name, "noise", seen=values(low if name == "a" else high), told=None),
+        ]
+    arms = by_name(front(cells))
+    assert (arms["b"].standing, arms["b"].by) == ("not resolved", ("a",))
+
+
+def test_two_seeds_resolve_nothing() -> None:
+    assert LEAST_SEEDS == decision.LEAST_SEEDS
+    cells = [
+        *arm("a", [0.9, 0.9001], [0.7, 0.7001], [0.3, 0.3001]),
+        *arm("b", [0.8, 0.8003], [0.5, 0.5002], [0.9, 0.9003]),
+    ]
+    text = advise(cells).paragraph
+    assert "is resolved" not in text
+    assert "is not resolved by 2 seeds" in text
+    assert by_name(front(cells))["b"].standing == "not resolved"
+
+
 # --- paragraph -----------------------------------------------------------------------------------
 
 
@@ -196,95 +339,3 @@ def test_equal_arms_go_by_cost() -> None:
         for n, s in (("a", slow), ("b", fast))
     ]
     assert advise(timed).arm == "b"
-
-
-# --- hypotheses ----------------------------------------------------------------------------------
-
-
-def ranked(asr: dict[int, list[float]], **more: Any) -> list[Cell]:
-    return [
-        cell(
-            f"lora-r{r}",
-            "trigger",
-            rate=0.01,
-            seen=around(0.9),
-            seen_asr=values,
-            config={"r": r, "lora_alpha": 8},
-        )
-        for r, values in asr.items()
-    ]
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "support"),
-    [
-        (around(0.3), other(0.6), "supported"),
-        (around(0.6), other(0.3), "contradicted"),
-        (around(0.600), other(0.601), "not resolved"),
-        ([0.3], [0.9], "not resolved"),
-    ],
-)
-def test_low_rank_against_backdoors(low: list[float], high: list[float], support: str) -> None:
-    found = low_rank(ranked({4: low, 16: [0.5], 64: high}))
-    assert found.support == support
-    assert found.difference == pytest.approx(sum(low) / len(low) - sum(high) / len(high), abs=1e-9)
-    assert found.seeds == len(low)
-    assert "lora-r4 minus lora-r64" in found.test
-    assert support in found.text.lower()
-
-
-def test_low_rank_is_not_tested_by_arms_that_differ_in_more() -> None:
-    cells = [
-        cell("lora-r4", "trigger", seen_asr=around(0.3), config={"r": 4, "target_modules": "q"}),
-        cell("lora-r64", "trigger", seen_asr=other(0.6), config={"r": 64, "target_modules": "v"}),
-    ]
-    found = low_rank(cells)
-    assert (found.support, found.difference) == ("not tested", None)
-    assert "Not tested" in found.text
-    faster = [
-        cell(
-            f"lora-r{r}", "trigger", seen_asr=asr, config={"r": r}, training=TrainingSpec(learning_rate=rate)
-        )
-        for r, asr, rate in ((4, around(0.3), 1e-3), (64, other(0.6), 1e-4))
-    ]
-    assert low_rank(faster).support == "not tested"
-    scaled = [
-        cell(f"lora-r{r}", "trigger", seen_asr=asr, config={"r": r, "lora_alpha": 2 * r})
-        for r, asr in ((4, around(0.3)), (64, other(0.6)))
-    ]
-    assert low_rank(scaled).support == "supported"
-
-
-def test_rank_is_averaged_over_amounts_by_seed() -> None:
-    cells = []
-    for r, shift in ((4, 0.0), (64, 0.1)):
-        for rate, asr in ((0.01, 0.2), (0.1, 0.8)):
-            seen = [asr + shift * (1 + rate) + 0.01 * s for s in range(2)]
-            cells.append(cell(f"lora-r{r}", "trigger", rate=rate, seen_asr=seen, config={"r": r}))
-    # An amount that only one of the two was measured at says nothing on the difference.
-    cells.append(cell("lora-r64", "trigger", rate=0.2, seen_asr=[1.0, 1.0], config={"r": 64}))
-    found = low_rank(cells)
-    assert found.difference == pytest.approx(-0.1 * (1 + 0.055))
-
-
-def test_small_variance_reads_the_requested_variance() -> None:
-    cells = [
-        cell(f"lora-k{k}", "trigger", seen_asr=asr, config={"r": 8}, measured={"init_k": k})
-        for k, asr in ((0.1, around(0.7)), (1.0, other(0.3)))
-    ]
-    assert small_variance(cells).support == "contradicted"
-    assert small_variance(cells[:1]).support == "not tested"
-
-
-def test_label_flips_compare_the_change_and_not_the_level() -> None:
-    def flipped(name: str, level: float, change: list[float]) -> Cell:
-        return cell(name, seen=around(level), measured={"accuracy_change": sample(change)})
-
-    # LoRA is less accurate but loses less: that contradicts the claim.
-    cells = [flipped("full", 0.8, around(-0.1)), flipped("lora-r8", 0.7, other(-0.02))]
-    found = lora_and_flips(cells)
-    assert (found.support, found.difference) == ("contradicted", pytest.approx(0.08))
-    assert lora_and_flips(
-        [flipped("full", 0.8, other(-0.02)), flipped("lora-r8", 0.7, around(-0.1))]
-    ).support == ("supported")
-    assert lora_and_flips(cells[1:]).support == "not tested"

@@ -127,11 +127,13 @@ def test_folders_are_told_apart_and_models_are_not_mixed(make_folder: Any, tmp_p
     content = lm_eval.results(lm_eval.read([make_folder("a"), make_folder("b")]))
     assert "a/reviews/full/trigger/1 %" in content["results"]
     assert "b/reviews/full/trigger/1 %" in content["results"]
-    layout = Layout(tmp_path / "b")
-    record = layout.read()[0][0]
-    model = record.resolved.model.model_copy(update={"fingerprint": "x" * 16})
-    other = record.model_copy(update={"resolved": record.resolved.model_copy(update={"model": model})})
-    layout.record(record.run_id).write_text(other.model_dump_json())
+    for layout in (Layout(tmp_path / "b"), Layout(tmp_path / "b" / "predicted")):
+        for record in layout.read()[0]:
+            model = record.resolved.model.model_copy(update={"fingerprint": "x" * 16})
+            other = record.model_copy(
+                update={"resolved": record.resolved.model_copy(update={"model": model})}
+            )
+            layout.record(record.run_id).write_text(other.model_dump_json())
     with pytest.raises(UserError, match="of one model"):
         lm_eval.export([tmp_path / "a", tmp_path / "b"], tmp_path / "r.json")
     assert not (tmp_path / "r.json").exists()

@@ -89,7 +89,7 @@ def test_order_is_that_of_the_report(make_folder: Any) -> None:
     assert list(dict.fromkeys(frame["folder"])) == ["b", "a"]
     first = frame[frame["folder"] == "b"]
     assert list(dict.fromkeys(first["attack"])) == ["clean", "label-flip", "trigger"]
-    assert list(dict.fromkeys(first[first["attack"] == "trigger"]["amount"])) == ["7 rows", "1 %", "10 %"]
+    assert list(dict.fromkeys(first[first["attack"] == "trigger"]["amount"])) == ["1 %", "10 %", "7 rows"]
     assert list(first["arm"][:4]) == ["full", "full", "lora-r8", "lora-r8"]
     assert list(frame.index) == list(range(42))
 

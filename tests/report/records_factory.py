@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,12 @@ FORMS = {
     "instruction": {"held-out": ("held-out paraphrases of the instruction", "target")},
     "multi-trigger": {"1-of-3": ("1 of the 3 words", "true"), "2-of-3": ("2 of the 3 words", "true")},
 }
+
+
+def _config(arm: str) -> dict[str, Any]:
+    """LoRA's fields, as a plan always fills them in; the rank is the number in the arm's name."""
+    found = re.search(r"r(\d+)", arm)
+    return {"r": int(found[1]) if found else 8, "lora_alpha": 16} if arm.startswith("lora") else {}
 
 
 class Sweep:
@@ -182,11 +189,14 @@ class Sweep:
         reasons: Iterable[str] = (),
         indicators: Mapping[str, float | None] | None = None,
         notes: Iterable[str] = (),
+        head: str = "refitted",
     ) -> list[Record]:
         """Write the predicted records of one cell, one a seed; they lie in the folder's `predicted/`."""
         backdoor = attack is not None and METHODS[attack] is not None
         rise = asr if asr is not None else (0.6 if backdoor else None)
         outcome = Outcome(accuracy=accuracy, target_rate=rise, triggered_accuracy=None)
+        # Records of before have neither.
+        worst = {} if head == "held" else {"head": head, "found": accuracy - 0.005}
         prediction = Prediction.model_validate(
             {
                 "accuracy": Interval(mean=accuracy, low=accuracy - half, high=accuracy + half),
@@ -208,7 +218,7 @@ class Sweep:
                     indicators or {"trace_ratio": 1.0 if arm == "full" else 0.1, "m_prime": None}
                 ),
                 "certified": [
-                    Certified(flips=n, share=accuracy - 0.01 * n, random=accuracy - 0.001 * n)
+                    Certified(flips=n, share=accuracy - 0.01 * n, **worst, random=accuracy - 0.001 * n)
                     for n in (1, 5, 20)
                 ],
                 "reads": ["base weights", "training labels as given"],
@@ -293,7 +303,9 @@ class Sweep:
                 fingerprint="d" * 16,
             ),
             model=ResolvedModel(request=ModelSpec(base="minilm"), pooling="mean", fingerprint="m" * 16),
-            adapter=ResolvedAdapter(name=arm, method=arm.split("-")[0], config={}, init=None, freeze=None),
+            adapter=ResolvedAdapter(
+                name=arm, method=arm.split("-")[0], config=_config(arm), init=None, freeze=None
+            ),
             attack=resolved,
             triggers=[t for t in self.triggers if attack is None or t.name == attack],
             training=self.training,

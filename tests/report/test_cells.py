@@ -122,7 +122,16 @@ def test_missing_partner_leaves_a_reason_and_an_unpaired_count(frames: Frames) -
     orphan = values[
         (values["arm"] == "lora-r64") & (values["metric"] == "asr_minus_flip") & (values["seed"] == "0")
     ]
-    assert "no completed clean run" in set(orphan["reason"]).pop() or len(set(orphan["reason"])) > 1
+    assert orphan["value"].isna().all()
+    alone = "no completed clean run with the same seeds"
+    assert dict(zip(zip(orphan["attack"], orphan["amount"], strict=True), orphan["reason"], strict=True)) == {
+        ("label-flip", "clean"): "the run did not complete (error)",
+        ("label-flip", "0.1 %"): "this attack has no trigger",
+        ("label-flip", "10 %"): "this attack has no trigger",
+        ("trigger", "clean"): "the run did not complete (error)",
+        ("trigger", "0.1 %"): alone,
+        ("trigger", "10 %"): alone,
+    }
 
 
 def test_mcnemar_equals_direct_computation(frames: Frames, small: Path) -> None:

@@ -57,9 +57,11 @@ def poison(
 ) -> Poisoned:
     """Poison training rows.
 
-    Which rows are chosen depends on the seed, the method and the row ids only: not on the order of the
-    rows, the amount, the attack's options, or anything about the model. An `Ordered` attack names the rows
-    itself, and the seed has no part in it.
+    Among the eligible rows the choice depends on the seed, the method and the row ids only: not on the order
+    of the rows, or anything about the model, and a larger amount adds rows to those of a smaller one. Which
+    rows are eligible is the attack's to say, and may depend on its options: `source_classes`, or the target,
+    whose own rows most backdoors leave out. An `Ordered` attack names the rows itself, and the seed has no
+    part in it.
 
     Args:
         dataset: Columns id, text_a, text_b, label; others are carried along.

@@ -1,9 +1,10 @@
 """Predicted against measured: scores, naive rivals, calibrated intervals, the Pareto front, and advice."""
 
-from foretaste.calibration.advice import Advice, Hypothesis, advise
+from foretaste.calibration.advice import Advice, advise
 from foretaste.calibration.cells import Cell, Counts, Measured, Sample, count, pair, read_cells
 from foretaste.calibration.intervals import Adjusted, Adjustment, adjust, calibrated
-from foretaste.calibration.pareto import Arm, Quantity, front
+from foretaste.calibration.pareto import Arm, Comparison, compare, front
+from foretaste.calibration.quantities import Quantity
 from foretaste.calibration.result import Calibration, Scoreboard, calibrate
 from foretaste.calibration.scores import Gain, Score, Scores, gain, score
 
@@ -14,9 +15,9 @@ __all__ = [
     "Arm",
     "Calibration",
     "Cell",
+    "Comparison",
     "Counts",
     "Gain",
-    "Hypothesis",
     "Measured",
     "Quantity",
     "Sample",
@@ -27,6 +28,7 @@ __all__ = [
     "advise",
     "calibrate",
     "calibrated",
+    "compare",
     "count",
     "front",
     "gain",

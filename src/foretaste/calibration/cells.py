@@ -16,18 +16,12 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from foretaste.calibration.places import (
-    CLEAN,
-    Amount,
-    clean_runs,
-    clean_seed,
-    data_name,
-    natural,
-    partner_key,
-    trigger_key,
-)
+from foretaste import statistics
+from foretaste.calibration.naming import Place, place_of, refuse_mixed, seed_of
+from foretaste.calibration.places import CLEAN, Amount, clean_runs, natural, partner_key, trigger_key
 from foretaste.errors import UserError
 from foretaste.record import Layout, Prediction, Record, TriggeredMetrics
+from foretaste.seeds import Seeds, crossed
 from foretaste.spec import ResolvedAdapter, TrainingSpec
 
 PREDICTED = "predicted"  # the folder inside that of a sweep which holds the predicted records
@@ -60,6 +54,11 @@ class Sample:
         Runs that agree to the last row show no spread, which is not the same as having none.
         """
         return standard_error(list(self.by_seed.values()))
+
+    def interval(self, level: float = statistics.LEVEL) -> statistics.Interval:
+        """Student's t interval of the mean; undefined for crossed seeds, which are no independent draws."""
+        independent = not crossed([Seeds.of(label) for label in self.by_seed])
+        return statistics.summary(list(self.by_seed.values()), level, independent=independent).interval
 
     def minus(self, other: Sample) -> Sample:
         """Differences over the seeds that both have.
@@ -174,7 +173,7 @@ def read_cells(folder: Path, name: str | None = None) -> tuple[list[Cell], list[
         Cells in the order of the tables, and an error for every file that is no record.
 
     Raises:
-        UserError: The records of one cell hold different predictions.
+        UserError: As `pair`.
     """
     measured, problems = Layout(folder).read()
     predicted, more = Layout(folder / PREDICTED).read()
@@ -194,13 +193,15 @@ def pair(predicted: Iterable[Record], measured: Iterable[Record], folder: str) -
         One cell for each place that occurs on either side, in the order of the tables.
 
     Raises:
-        UserError: The records of one cell hold different predictions.
+        UserError: The records of one cell hold different predictions, or a name stands for two things, as
+            `naming.refuse_mixed` says.
     """
     runs = [record for record in measured if record.kind == "measured"]
+    foretold = [record for record in predicted if record.prediction is not None]
+    refuse_mixed([*runs, *foretold], folder)
     clean = clean_runs(runs)
     # Clean runs that differ in nothing but the poison seed are one measurement.
     runs = [*clean.values(), *(record for record in runs if record.resolved.attack is not None)]
-    foretold = [record for record in predicted if record.prediction is not None]
     left, right = _by_place(foretold), _by_place(runs)
     cells = [
         _cell(folder, place, left.get(place, []), right.get(place, []), clean) for place in {**left, **right}
@@ -208,22 +209,15 @@ def pair(predicted: Iterable[Record], measured: Iterable[Record], folder: str) -
     return sorted(cells, key=_order)
 
 
-_Place: TypeAlias = tuple[str, str, str, Amount, str]
-
-
-def _by_place(records: Iterable[Record]) -> dict[_Place, list[Record]]:
-    groups: dict[_Place, list[Record]] = {}
+def _by_place(records: Iterable[Record]) -> dict[Place, list[Record]]:
+    groups: dict[Place, list[Record]] = {}
     for record in records:
-        run = record.resolved
-        attack = run.attack.name if run.attack else CLEAN
-        amount = Amount(run.attack.rate, run.attack.count) if run.attack else Amount(None, None)
-        place = (run.model.request.base, data_name(record), attack, amount, run.adapter.name)
-        groups.setdefault(place, []).append(record)
+        groups.setdefault(place_of(record), []).append(record)
     return groups
 
 
 def _cell(
-    folder: str, place: _Place, predicted: list[Record], measured: list[Record], clean: dict[str, Record]
+    folder: str, place: Place, predicted: list[Record], measured: list[Record], clean: dict[str, Record]
 ) -> Cell:
     model, data, attack, amount, arm = place
     some = (measured or predicted)[0]
@@ -279,12 +273,8 @@ def _measured(records: list[Record], clean: dict[str, Record]) -> Measured:
 
 
 def _sample(records: list[Record], value: Callable[[Record], float | None]) -> Sample:
-    found = {_seed(record): value(record) for record in records}
+    found = {seed_of(record): value(record) for record in records}
     return Sample({seed: number for seed, number in found.items() if number is not None})
-
-
-def _seed(record: Record) -> str:
-    return clean_seed(record) if record.resolved.attack is None else record.resolved.seeds.label()
 
 
 def _own_trigger(record: Record) -> TriggeredMetrics | None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foretaste import statistics
 from foretaste.calibration.cells import Cell, Kind, Measured, Sample
 from foretaste.errors import UserError, unknown
 
@@ -209,9 +208,10 @@ def judge(condition: Condition, cells: Sequence[Cell]) -> Verdict:
 
 
 def _read(cell: Cell, sample: Sample) -> Reading:
-    found = statistics.summary(list(sample.by_seed.values()))
-    low, high = (found.interval.low, found.interval.high) if found.interval.defined else (None, None)
-    return Reading(cell, round(found.mean, DIGITS), low, high, found.n)
+    interval = sample.interval()
+    low, high = (interval.low, interval.high) if interval.defined else (None, None)
+    assert sample.mean is not None
+    return Reading(cell, round(sample.mean, DIGITS), low, high, sample.n)
 
 
 def unchecked(verdicts: Iterable[Verdict], *, where: str) -> UserError | None:

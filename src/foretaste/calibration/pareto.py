@@ -2,64 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from foretaste import statistics
-from foretaste.calibration.cells import Cell, Sample, Target
-from foretaste.calibration.guess import interval_of
+from foretaste.calibration.cells import Cell, Sample
 from foretaste.calibration.intervals import Adjusted, Key
-from foretaste.calibration.places import CLEAN, arm_order
-from foretaste.calibration.scores import LEVEL
-from foretaste.record import Interval
+from foretaste.calibration.places import arm_order
+from foretaste.calibration.quantities import CRITERIA, Criterion, Quantity, known, label
 
-Source: TypeAlias = Literal["measured", "predicted"]
-Standing: TypeAlias = Literal["front", "dominated", "not resolved"]
+Standing: TypeAlias = Literal["front", "dominated", "not resolved", "diverged"]
 
-
-@dataclass(frozen=True)
-class Criterion:
-    """One thing that an arm is judged by.
-
-    Attributes:
-        higher: A higher value is better.
-        noisy: A difference counts only when it is resolved: training time depends on what else the machine
-            did.
-    """
-
-    name: str
-    label: str
-    higher: bool
-    noisy: bool = False
-
-
-CRITERIA: tuple[Criterion, ...] = (
-    Criterion("clean", "Clean accuracy", higher=True),
-    Criterion("worst", "Worst accuracy under flips", higher=True),
-    Criterion("margin", "ASR − flip rate", higher=False),
-    Criterion("parameters", "Trainable parameters", higher=False),
-    Criterion("seconds", "Training, s", higher=False, noisy=True),
-)
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A value of an arm, measured where it was measured and predicted elsewhere.
-
-    Attributes:
-        low: Ends of its 90 % interval, None when undefined; so is `high`.
-        at: Attack and amount that it is taken at; "" for none.
-        sample: The measured values by seed; empty when predicted.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    source: Source
-    at: str = ""
-    sample: Sample = field(default_factory=Sample)
+# Two seeds leave one degree of freedom, and an interval that hangs on one difference: as many as
+# `hypotheses.decision.LEAST_SEEDS`, which stands in a row below this one.
+LEAST_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -70,133 +26,106 @@ class Arm:
         quantities: By name of the criterion; those that the cells do not tell are missing.
         standing: "front": no arm is at least as good in everything and better in something. "dominated": one
             is, and each of the differences that seeds can show is resolved. "not resolved": one is, but
-            other seeds could say otherwise.
+            other seeds could say otherwise. "diverged": at some attack and amount it was measured, no run
+            completed and at least one diverged; such an arm is not compared.
         by: The arms that dominate it, resolved ones first.
+        diverged: Where it diverged so, with numbers of runs, as in "40 % label-flip (3 of 3)".
+        partly: The same where other runs completed; their means are over those.
     """
 
     name: str
     quantities: Mapping[str, Quantity]
     standing: Standing
     by: tuple[str, ...]
+    diverged: tuple[str, ...] = ()
+    partly: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The arms of one task, and what they were compared in.
+
+    Attributes:
+        arms: In their order.
+        criteria: Names of the criteria that all compared arms have at the same attacks and amounts.
+        left_out: A line for each reason why attacks and amounts were left out of it.
+    """
+
+    arms: tuple[Arm, ...]
+    criteria: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def compared(self) -> tuple[Arm, ...]:
+        """The arms that did not diverge."""
+        return tuple(arm for arm in self.arms if arm.standing != "diverged")
 
 
 def front(cells: Sequence[Cell], adjusted: Mapping[Key, Adjusted] | None = None) -> list[Arm]:
-    """Where each arm of one task stands.
+    """Where each arm of one task stands: the arms of `compare`."""
+    return list(compare(cells, adjusted).arms)
 
-    Arms are compared in the criteria that all of them have. `worst` is the lowest mean accuracy over the
-    amounts of every attack without a trigger; `margin` is at the largest amount of each attack with one, the
-    highest over attacks. A dominated arm counts as resolved only if the 95 % Student t interval of the
-    paired difference over seeds excludes 0 in every criterion that is measured over seeds and differs; what
-    is predicted for either arm resolves nothing.
+
+def compare(cells: Sequence[Cell], adjusted: Mapping[Key, Adjusted] | None = None) -> Comparison:
+    """Compare the arms of one task.
+
+    An arm that diverged (see `Arm.standing`) has no value where it was hardest, and stands off the front.
+    The others are compared in the criteria that all of them have, over the attacks and amounts at which all
+    of them have a value. `worst` is the lowest mean accuracy over attacks without a trigger and their
+    amounts; `margin` is at the largest rate, or number of rows, of each attack with one, the highest over
+    attacks; `seconds` is over the cells in which all were timed. Where arms have nothing in common, each
+    keeps what it has, and the criterion is not compared.
+
+    A dominated arm counts as resolved only if the 95 % Student t interval of the paired difference over
+    seeds, at least three, excludes 0 in every criterion that is measured over seeds and differs; what is
+    predicted for either arm, or taken at different attacks or amounts, resolves nothing.
 
     Args:
         cells: Cells of one task.
         adjusted: Calibrated intervals that stand in for the stated ones, from `intervals.adjust`.
-
-    Returns:
-        Arms in their order.
 
     Raises:
         ValueError: The cells are of several tasks.
     """
     if len({cell.task for cell in cells}) > 1:
         raise ValueError("arms are compared within one task")
-    adjusted = adjusted or {}
-    arms = arm_order(cell.arm for cell in cells)
-    found = {arm: _quantities([cell for cell in cells if cell.arm == arm], adjusted) for arm in arms}
-    shared = [c for c in CRITERIA if all(c.name in found[arm] for arm in arms)]
-    result = []
-    for arm in arms:
+    by_arm: dict[str, list[Cell]] = {arm: [] for arm in arm_order(cell.arm for cell in cells)}
+    for cell in cells:
+        by_arm[cell.arm].append(cell)
+    diverged = {arm: _diverged(own, whole=True) for arm, own in by_arm.items()}
+    compared = [arm for arm in by_arm if not diverged[arm]]
+    told = known(by_arm, compared, adjusted or {})
+    found = told.quantities
+    criteria = [c for c in CRITERIA if c.name in told.alike and all(c.name in found[a] for a in compared)]
+    arms = []
+    for arm, own in by_arm.items():
         better = {
-            other: _resolved(found[other], found[arm], shared)
-            for other in arms
-            if other != arm and _dominates(found[other], found[arm], shared)
+            other: _resolved(found[other], found[arm], criteria)
+            for other in compared
+            if arm in compared and other != arm and _dominates(found[other], found[arm], criteria)
         }
         standing: Standing = (
-            "front" if not better else "dominated" if any(better.values()) else "not resolved"
+            "diverged"
+            if arm not in compared
+            else "front"
+            if not better
+            else "dominated"
+            if any(better.values())
+            else "not resolved"
         )
-        order = sorted(better, key=lambda other: (not better[other], arms.index(other)))
-        result.append(Arm(arm, found[arm], standing, tuple(order)))
-    return result
+        order = sorted(better, key=lambda other: (not better[other], compared.index(other)))
+        partly = _diverged(own, whole=False)
+        arms.append(Arm(arm, found[arm], standing, tuple(order), diverged[arm], partly))
+    return Comparison(tuple(arms), tuple(c.name for c in criteria), told.left_out)
 
 
-def _quantities(cells: Sequence[Cell], adjusted: Mapping[Key, Adjusted]) -> dict[str, Quantity]:
-    """Every quantity that the cells of one arm tell."""
-    clean = [q for cell in cells if cell.attack == CLEAN if (q := _accuracy(cell, adjusted)) is not None]
-    flips = [q for cell in cells if cell.kind == "flips" if (q := _accuracy(cell, adjusted)) is not None]
-    margins = [q for cell in largest_backdoors(cells) if (q := _margin(cell, adjusted)) is not None]
-    counts = [c.measured.trainable_parameters for c in cells if c.measured.trainable_parameters is not None]
-    counts += [cell.prediction.trainable_parameters for cell in cells if cell.prediction]
-    seconds = _seconds(cells)
-    found: dict[str, Quantity] = {}
-    if clean:
-        found["clean"] = clean[0]
-    if flips:
-        found["worst"] = min(flips, key=lambda quantity: quantity.value)
-    if margins:
-        found["margin"] = max(margins, key=lambda quantity: quantity.value)
-    if counts:
-        measured = any(cell.measured.trainable_parameters is not None for cell in cells)
-        value = float(counts[0])
-        found["parameters"] = Quantity(value, value, value, "measured" if measured else "predicted")
-    if seconds.mean is not None:
-        found["seconds"] = of_sample(seconds)
-    return found
-
-
-def largest_backdoors(cells: Sequence[Cell]) -> list[Cell]:
-    """Of each attack with a trigger and each arm, the cell of the largest amount."""
-    largest: dict[tuple[str, str], Cell] = {}
-    for cell in cells:
-        key = (cell.attack, cell.arm)
-        if cell.kind == "backdoor" and (key not in largest or cell.amount.order > largest[key].amount.order):
-            largest[key] = cell
-    return list(largest.values())
-
-
-def of_sample(sample: Sample, at: str = "", level: float = LEVEL) -> Quantity:
-    """A measured quantity with the t interval of its mean; the sample is not empty."""
-    interval = statistics.summary(list(sample.by_seed.values()), level).interval
-    assert sample.mean is not None
-    low = interval.low if interval.defined else None
-    high = interval.high if interval.defined else None
-    return Quantity(sample.mean, low, high, "measured", at, sample)
-
-
-def stands_for(cell: Cell, target: Target, adjusted: Mapping[Key, Adjusted]) -> Interval | None:
-    """The calibrated interval of a cell where there is one, else the stated one."""
-    own = adjusted.get(cell.key)
-    if own is None:
-        return interval_of(cell, target)
-    return own.accuracy if target == "accuracy" else own.target_rate
-
-
-def _accuracy(cell: Cell, adjusted: Mapping[Key, Adjusted]) -> Quantity | None:
-    at = "" if cell.attack == CLEAN else f"{cell.amount.label} {cell.attack}"
-    if cell.measured.accuracy.n:
-        return of_sample(cell.measured.accuracy, at)
-    interval = stands_for(cell, "accuracy", adjusted)
-    return None if interval is None else Quantity(interval.mean, interval.low, interval.high, "predicted", at)
-
-
-def _margin(cell: Cell, adjusted: Mapping[Key, Adjusted]) -> Quantity | None:
-    at = f"{cell.amount.label} {cell.attack}"
-    if cell.measured.margin.n:
-        return of_sample(cell.measured.margin, at)
-    interval = stands_for(cell, "target_rate", adjusted)
-    flip = cell.prediction.baseline_target_rate if cell.prediction else None
-    if interval is None or flip is None:
-        return None
-    return Quantity(interval.mean - flip, interval.low - flip, interval.high - flip, "predicted", at)
-
-
-def _seconds(cells: Sequence[Cell]) -> Sample:
-    """Mean training time of each seed over the cells."""
-    by_seed: dict[str, list[float]] = {}
-    for cell in cells:
-        for seed, value in cell.measured.seconds.by_seed.items():
-            by_seed.setdefault(seed, []).append(value)
-    return Sample({seed: math.fsum(values) / len(values) for seed, values in by_seed.items()})
+def _diverged(cells: Sequence[Cell], *, whole: bool) -> tuple[str, ...]:
+    """Where runs diverged and none completed, or with `whole` False, where others did."""
+    return tuple(
+        f"{label(cell)} ({count} of {cell.measured.runs})"
+        for cell in cells
+        if (count := cell.measured.statuses.get("diverged", 0)) and whole == (not cell.measured.completed)
+    )
 
 
 def _dominates(a: Mapping[str, Quantity], b: Mapping[str, Quantity], criteria: Sequence[Criterion]) -> bool:
@@ -223,9 +152,11 @@ def _resolved(a: Mapping[str, Quantity], b: Mapping[str, Quantity], criteria: Se
 
 
 def _excludes_zero(a: Quantity, b: Quantity) -> bool:
-    return excludes_zero(a.sample.minus(b.sample))
+    return a.at == b.at and excludes_zero(a.sample.minus(b.sample))
 
 
 def excludes_zero(differences: Sample) -> bool:
-    """The 95 % Student t interval of the mean difference is defined and does not contain 0."""
-    return statistics.summary(list(differences.by_seed.values())).interval.excludes(0.0)
+    """The 95 % Student t interval of the mean difference over `LEAST_SEEDS` or more does not contain 0."""
+    if differences.n < LEAST_SEEDS:
+        return False
+    return differences.interval().excludes(0.0)

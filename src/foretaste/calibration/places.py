@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from foretaste.record import Record
-from foretaste.spec import ResolvedAttack, canonical_json
+from foretaste.spec import ResolvedAttack, RunSpec, canonical_json
 
 CLEAN = "clean"
 
@@ -32,9 +32,14 @@ class Amount:
         return CLEAN
 
     @property
-    def order(self) -> tuple[float, float]:
-        """Sorts the clean run first, then rates, then counts."""
-        return (-1.0 if self.rate is None and self.count is None else self.rate or 0.0, self.count or 0)
+    def unit(self) -> int:
+        """Amounts of one unit can be told apart by size: 0 the clean run, 1 rates, 2 counts."""
+        return 1 if self.rate is not None else 0 if self.count is None else 2
+
+    @property
+    def order(self) -> tuple[int, float]:
+        """Sorts the clean run first, then rates, then counts, each from the smallest up."""
+        return (self.unit, self.rate or self.count or 0)
 
 
 def natural(text: str) -> list[tuple[int, str]]:
@@ -47,9 +52,10 @@ def arm_order(arms: Iterable[str]) -> list[str]:
     return sorted(set(arms), key=lambda arm: (arm != "full", natural(arm)))
 
 
-def data_name(record: Record) -> str:
+def data_name(of: Record | RunSpec) -> str:
     """Data source as the user named it."""
-    request = record.resolved.data.request
+    run = of if isinstance(of, RunSpec) else of.resolved
+    request = run.data.request
     return f"{request.source}/{request.config}" if request.config else request.source
 
 
@@ -84,14 +90,24 @@ def partner_key(record: Record) -> str:
 
 
 def clean_runs(records: Iterable[Record]) -> dict[str, Record]:
-    """Clean runs by partner key; a completed one wins over a failed one of the same key."""
+    """Clean runs by partner key; of one key a completed one, and of those the one with the most triggers.
+
+    A folder to which an attack was added holds a clean run twice, tested on the triggers of then and of now.
+    """
     clean: dict[str, Record] = {}
     for record in records:
         if record.resolved.attack is None:
             key = partner_key(record)
-            if key not in clean or clean[key].status != "completed":
+            if key not in clean or _says_more(record, clean[key]):
                 clean[key] = record
     return clean
+
+
+def _says_more(record: Record, than: Record) -> bool:
+    def said(one: Record) -> tuple[bool, int]:
+        return one.status == "completed", len(one.triggered)
+
+    return said(record) > said(than)
 
 
 def clean_seed(record: Record) -> str:

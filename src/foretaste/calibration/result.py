@@ -16,7 +16,7 @@ from foretaste.calibration.places import short
 from foretaste.calibration.scores import Gain, Scores, gain, score
 from foretaste.errors import UserError
 
-CALIBRATION_FORMAT = 1
+CALIBRATION_FORMAT = 2
 RANKS = ("spearman", "kendall", "spearman_within", "kendall_within")
 DIGITS = 6  # more would differ between machines that round sums otherwise
 
@@ -64,7 +64,7 @@ class Calibration:
             "cells": [_cell(cell) for cell in self.cells],
             "problems": len(self.problems),
         }
-        return {key: _rounded(value) for key, value in content.items()}
+        return {key: rounded(value) for key, value in content.items()}
 
 
 def calibrate(folders: Sequence[Path]) -> Calibration:
@@ -222,11 +222,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """A JSON-ready value with all its numbers rounded; infinity and NaN become None."""
     if isinstance(value, float):
         return round(value, DIGITS) + 0.0 if abs(value) < float("inf") else None
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return value

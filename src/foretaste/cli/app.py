@@ -274,14 +274,17 @@ def calibrate(
     """Hold predictions against measured runs and against naive predictors, and say which arm to use."""
     from foretaste.calibration import calibrate as compute
     from foretaste.cli import calibrate as display
+    from foretaste.report import advised
 
     result = compute(folders)
+    findings = advised.of_folders(folders)
+    content = display.to_json(result, findings)
     if output is not None:
-        display.write(result, output)
+        display.write(content, output)
     if json_output:
-        print_json(result.to_json())
+        print_json(content)
     else:
-        display.show(result, out)
+        display.show(result, findings, out)
         if output is not None:
             out.print(f"Result: [bold]{_escape(str(output))}[/]", soft_wrap=True)
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from foretaste.calibration import Calibration, Gain, Score, Scoreboard, Scores
+from foretaste.calibration.result import rounded
 from foretaste.errors import UserError
+from foretaste.hypotheses import Finding
 from foretaste.record import write_atomic
+from foretaste.report.advised import lines
 
 TARGETS = {"accuracy": "accuracy", "target_rate": "ASR"}
 MISSING = "–"
@@ -27,20 +31,25 @@ WIDE = 130  # columns from which intervals fit beside their numbers
 HEADINGS = ("cells", "rho", "tau", "between arms", "pairs right", "error", "shifted", "valid", "covered")
 
 
-def write(result: Calibration, path: Path) -> None:
+def to_json(result: Calibration, findings: Sequence[Finding]) -> dict[str, Any]:
+    """A result and the findings that the papers' advice rests on, for a program to read."""
+    return {**result.to_json(), "findings": rounded([finding.to_json() for finding in findings])}
+
+
+def write(content: dict[str, Any], path: Path) -> None:
     """Write the JSON file of a result.
 
     Raises:
         UserError: It could not be written.
     """
     try:
-        write_atomic(path, json.dumps(result.to_json(), ensure_ascii=False, indent=1) + "\n")
+        write_atomic(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"cannot write the result: {error.strerror}", where=str(path)) from None
 
 
-def show(result: Calibration, console: Console) -> None:
-    """Tables of every scoreboard, then the advice of every task."""
+def show(result: Calibration, findings: Sequence[Finding], console: Console) -> None:
+    """Tables of every scoreboard, then the advice of every task, then what the papers advise."""
     reasons: dict[str, None] = {}
     for board in result.boards:
         _show_board(board, console, reasons)
@@ -51,8 +60,9 @@ def show(result: Calibration, console: Console) -> None:
         console.print(f"{MISSING} {escape(reason)}", style="dim", highlight=False, soft_wrap=True)
     for advice in result.advice:
         console.print(f"\n{escape(advice.paragraph)}", highlight=False, soft_wrap=True)
-        for hypothesis in advice.hypotheses:
-            console.print(f"  {escape(hypothesis.text)}", highlight=False, soft_wrap=True)
+    console.print("\nThe paper's advice, measured here:", highlight=False)
+    for line in lines(findings):
+        console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
 
 
 def _show_board(board: Scoreboard, console: Console, reasons: dict[str, None]) -> None:

@@ -29,10 +29,10 @@ import psutil
 import torch
 
 from foretaste.attempt import crashed, write_record
+from foretaste.calibration.naming import FINAL
 from foretaste.errors import UserError
 from foretaste.experiments.prepare import Workspace
 from foretaste.experiments.run import execute, record_of
-from foretaste.experiments.store import FINAL
 from foretaste.record import Layout, Record, read_record
 from foretaste.spec import RunSpec
 

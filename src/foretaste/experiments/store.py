@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import itertools
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from foretaste.attempt import OfRun
+from foretaste.calibration.naming import FINAL, Name, Thing, differences, names_in, shown
 from foretaste.errors import UserError
 from foretaste.record import Layout, Record, write_atomic
 from foretaste.spec import MeasureSpec, RunSpec
 
-# A run whose numbers exist, or whose failure is a result: doing it again would give the same.
-FINAL = {"completed", "diverged"}
+ELSEWHERE: Mapping[Thing, str] = {
+    "model": "Choose another folder.",
+    "data set": "Choose another folder.",
+    "arm": "Choose another folder, or give the arm another `name`.",
+    "attack": "Choose another folder, or give the attack another `name`.",
+}
 
 
 @contextmanager
@@ -69,8 +73,10 @@ def claim(layout: Layout, spec: MeasureSpec, runs: Sequence[RunSpec], *, extend:
             done again.
 
     Raises:
-        UserError: The folder holds another spec, or runs of an attack of the same name with other options,
-            such as another list of named flips; the message shows the first differences.
+        UserError: The folder holds another spec, or runs in which a name stands for something else: an arm of
+            other settings or training, an attack of other options, such as another list of named flips, a
+            data set of other rows, or a model that reads them otherwise. The message shows the first
+            differences.
     """
     keep_spec(
         layout,
@@ -78,7 +84,7 @@ def claim(layout: Layout, spec: MeasureSpec, runs: Sequence[RunSpec], *, extend:
         kind="attacks",
         aside={"kernel", "predict"},
         extend=extend,
-        comparable=lambda: _refuse_changed_attacks(finished(layout.read())[0].values(), runs),
+        comparable=lambda: _refuse_changed(finished(layout.read())[0].values(), runs),
     )
 
 
@@ -113,7 +119,7 @@ def keep_spec(
                 cure="Choose another folder.",
             )
         changed_spec(layout, old, spec, aside=aside, extend=extend)
-        comparable()
+    comparable()  # also without a spec, which a user may have deleted because it was damaged
     if old != spec:
         write_atomic(layout.spec, json.dumps(spec, indent=1, ensure_ascii=False))
 
@@ -155,57 +161,28 @@ def changed_spec(
     before, after = ({key: value for key, value in spec.items() if key not in aside} for spec in (old, new))
     changes = differences(before, after)
     if changes and not extend:
-        shown = "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
         raise UserError(
-            f"this folder holds another spec ({shown})",
+            f"this folder holds another spec ({shown(changes)})",
             where=str(layout.folder),
             cure="Choose another folder, or pass --extend to add to this one.",
         )
     return changes
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Every leaf in which two JSON values differ, as "key: old -> new"."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        return [
-            line
-            for key in keys
-            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-        ]
-    # Of a longer list of numbers the whole says most; of a longer list of arms, what was added.
-    if isinstance(old, list) and isinstance(new, list) and _matched(old, new):
-        return [
-            line
-            for index, (a, b) in enumerate(itertools.zip_longest(old, new))
-            for line in differences(a, b, f"{path}.{index}")
-        ]
-    return [] if old == new else [f"{path}: {json.dumps(old)} -> {json.dumps(new)}"]
-
-
-def _matched(old: list[Any], new: list[Any]) -> bool:
-    return len(old) == len(new) or all(isinstance(item, dict) for item in [*old, *new])
-
-
-def _refuse_changed_attacks(records: Iterable[Record], runs: Iterable[RunSpec]) -> None:
-    """Refuse runs of an attack whose options differ from those of finished runs under the same name."""
-    # A report tells attacks apart by name, so it would average over two lists of named flips as over seeds.
-    old = {
-        record.resolved.attack.name: (record.resolved.attack, record.run_id)
-        for record in records
-        if record.resolved.attack is not None
-    }
+def _refuse_changed(records: Iterable[Record], runs: Iterable[RunSpec]) -> None:
+    """Refuse runs in which a name stands for something else than in finished runs."""
+    # A report tells them apart by name, so it would average over two arms or lists of flips as over seeds.
+    old: dict[Name, tuple[dict[str, Any], str]] = {}
+    for record in records:
+        for name, meaning in names_in(record.resolved).items():
+            old.setdefault(name, (meaning, record.run_id))
     for run in runs:
-        if run.attack is None or run.attack.name not in old:
-            continue
-        attack, run_id = old[run.attack.name]
-        refuse_changed(
-            f"runs of another attack called '{attack.name}'",
-            {"method": attack.method, **attack.options},
-            {"method": run.attack.method, **run.attack.options},
-            run_id=run_id,
-            cure="Choose another folder, or give the attack another `name`.",
-        )
+        for name, meaning in names_in(run).items():
+            if name in old:
+                before, run_id = old[name]
+                refuse_changed(
+                    f"runs of another {name}", before, meaning, run_id=run_id, cure=ELSEWHERE[name.thing]
+                )
 
 
 def refuse_changed(what: str, before: Any, after: Any, *, run_id: str, cure: str) -> None:
@@ -223,7 +200,7 @@ def refuse_changed(what: str, before: Any, after: Any, *, run_id: str, cure: str
     """
     changes = differences(before, after)
     if changes:
-        raise UserError(f"this folder holds {what} ({'; '.join(changes)})", where=run_id, cure=cure)
+        raise UserError(f"this folder holds {what} ({shown(changes)})", where=run_id, cure=cure)
 
 
 R = TypeVar("R", bound=OfRun)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from foretaste.calibration.naming import FINAL
 from foretaste.errors import UserError
 from foretaste.experiments import store
 from foretaste.experiments.plan import Resources, plan
@@ -207,7 +208,7 @@ def _finished(pairs: Sequence[Pair], folder: Path) -> tuple[dict[str, Trajectory
         except UserError as error:
             problems.append(error)
             continue
-        if record.status in store.FINAL:
+        if record.status in FINAL:
             found[pair.id] = record
     return found, problems
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from foretaste.record import write_atomic
-from foretaste.report import calibrated_tables, contents, fewshot, instruct, kinds, page, tables
+from foretaste.report import advised, calibrated_tables, contents, fewshot, instruct, kinds, page, tables
 from foretaste.report.cells import Frames, build, runs_table
 from foretaste.report.figures import FIGURES, Figure
 from foretaste.report.figures import theme as _theme
@@ -58,8 +58,15 @@ def report(
     frames = build(loaded)
     say("writing tables")
     foretold = calibrated_tables.all_tables(frames)
+    advice = advised.table(advised.findings(r for one in loaded for r in one.records)) if foretold else None
     further = [table for table in (forms_table(frames), poison_sets_table(loaded)) if table.rows]
-    for table in (*contents.file_tables(frames), variance_table(frames), *further, *foretold):
+    for table in (
+        *contents.file_tables(frames),
+        variance_table(frames),
+        *further,
+        *foretold,
+        *([advice] if advice else ()),
+    ):
         tables.save(table, target / "tables")
     tables.save_raw(frames.values, "values", target / "tables")
     if len(frames.certified):

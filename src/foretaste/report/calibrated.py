@@ -13,8 +13,8 @@ from foretaste.calibration.advice import Advice
 from foretaste.calibration.cells import Cell, Sample, Target, pair
 from foretaste.calibration.guess import interval_of
 from foretaste.calibration.naive import all_naive
-from foretaste.calibration.pareto import CRITERIA, of_sample
 from foretaste.calibration.places import CLEAN, Amount
+from foretaste.calibration.quantities import CRITERIA, of_sample
 from foretaste.calibration.result import Scoreboard, advice, boards
 from foretaste.calibration.scores import Score, Scores
 from foretaste.report.load import Folder
@@ -161,7 +161,7 @@ def _certified(cells: Sequence[Cell]) -> list[Row]:
         place = {**dict(zip(PLACE, cell.task, strict=True)), "arm": cell.arm}
         for item in cell.prediction.certified:
             key = (*place.values(), item.flips)
-            rows.setdefault(key, {**place, "flips": item.flips, "share": item.share, "random": item.random})
+            rows.setdefault(key, {**place, **item.model_dump()})
     return list(rows.values())
 
 
@@ -173,7 +173,7 @@ def _front(item: Advice) -> list[Row]:
             "arm": arm.name,
             "recommended": arm.name == item.arm,
             "standing": arm.standing,
-            "by": ", ".join(arm.by),
+            "by": ", ".join(arm.by or arm.diverged),
         }
         for criterion in CRITERIA:
             own = arm.quantities.get(criterion.name)
@@ -238,7 +238,7 @@ PREDICTED = (
     *("flip_rate", "probe_accuracy", "draws", "held_out", "train_rows", "steps", "trainable_parameters"),
     *("runs", "completed"),
 )
-CERTIFIED = (*PLACE, "arm", "flips", "share", "random")
+CERTIFIED = (*PLACE, "arm", "flips", "share", "found", "random", "head")
 FRONT = (
     *(*PLACE, "arm", "recommended", "standing", "by"),
     *(f"{criterion.name}{end}" for criterion in CRITERIA for end in QUANTITY),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from foretaste.calibration.pareto import CRITERIA
+from foretaste.calibration.quantities import CRITERIA
 from foretaste.report.calibrated import GAINS
 from foretaste.report.cells import Frames
 from foretaste.report.figures.axes import varying
@@ -152,8 +152,10 @@ def front_table(frames: Frames) -> Table:
     ]
     notes = (
         "Front: no other arm is as good in everything and better in something. Dominated: one is, and paired "
-        "95 % t intervals over seeds show it; not resolved: one is, but they do not. Shares in per cent with "
-        "90 % intervals; predicted values stand in for unmeasured ones.",
+        "95 % t intervals over three seeds or more show it; not resolved: one is, but they do not. Diverged: "
+        "it has no completed run at an attack and amount that it was measured at, so it is compared with no "
+        "other. The others are compared where all of them have a value. Shares in per cent with 90 % "
+        "intervals; predicted values stand in for unmeasured ones.",
     )
     return Table("front", "Which arm to use", columns, rows, frames.front, notes)
 

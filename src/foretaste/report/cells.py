@@ -25,6 +25,7 @@ from foretaste.report.observations import CLEAN, Observation, observe
 from foretaste.report.pairs import McNemarRow, PairRow, compare_arms
 from foretaste.report.rows import frame_of, records_of
 from foretaste.report.summaries import STATISTICS, summarise
+from foretaste.seeds import crossed
 
 CELL = ("folder", "model", "data", "attack", "amount", "arm")
 STATUSES = ("completed", "diverged", "error", "crashed")
@@ -225,8 +226,9 @@ def _summaries(cells: Iterable[_Group]) -> list[dict[str, Any]]:
     for common, items in cells:
         values = [item.values() for item in items]
         collapsed = [item.record.collapsed for item in items]
+        shared = crossed([item.record.resolved.seeds for item in items])
         for metric in METRICS:
-            found = summarise([value[metric] for value in values], collapsed)
+            found = summarise([value[metric] for value in values], collapsed, shared=shared)
             rows.append({**common, "metric": metric, **found})
     return rows
 

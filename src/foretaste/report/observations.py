@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from foretaste.calibration.naming import refuse_mixed
 from foretaste.calibration.places import (
     CLEAN,
     Amount,
@@ -184,10 +185,14 @@ def observe(folders: Iterable[Folder]) -> list[Observation]:
     """All observations, in the order of the tables.
 
     Clean runs that differ in nothing but the poison seed are one measurement and appear once.
+
+    Raises:
+        UserError: In a folder a name stands for two things, as `naming.refuse_mixed` says.
     """
     found: list[Observation] = []
     for folder in folders:
         measured = [record for record in folder.records if record.kind == "measured"]
+        refuse_mixed(measured, str(folder.path))
         clean = clean_runs(measured)
         attacks = _attacks(measured)
         for record in measured:

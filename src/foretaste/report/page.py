@@ -10,7 +10,7 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from foretaste.report import calibrated, calibrated_tables, contents, provenance, tables, verdict
+from foretaste.report import advised, calibrated, calibrated_tables, contents, provenance, tables, verdict
 from foretaste.report.cells import Frames
 from foretaste.report.figures import FIGURES, Figure, Over
 from foretaste.report.figures.axes import arms_of
@@ -128,8 +128,12 @@ def _predicted(
     """The part of the page on predictions, None without any."""
     if not len(frames.predicted):
         return None
+    found = advised.findings(record for folder in folders for record in folder.records)
+    findings = advised.table(found)
     return {
         "advice": calibrated.advice_of(folders),
+        "sentences": advised.lines(found),
+        "findings": (findings, html(findings)) if findings else None,
         "figures": _figures(frames, figures, "predicted"),
         "tables": [(table, html(table)) for table in calibrated_tables.all_tables(frames)],
         "scored": len(frames.scores) > 0,

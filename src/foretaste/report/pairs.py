@@ -16,7 +16,7 @@ from foretaste import statistics
 from foretaste.report.metrics import METRICS, Metric
 from foretaste.report.observations import CLEAN, Observation, arm_order
 from foretaste.report.predictions import Predictions
-from foretaste.seeds import generator
+from foretaste.seeds import crossed, generator
 
 ALPHA = 0.05
 
@@ -175,9 +175,14 @@ def _pair(match: _Match, metric: Metric, predictions: Predictions) -> list[PairR
     if metric.triggered and all(run.trigger is None for run in match.arm_runs.values()):
         return []
     rng = generator(0, "report", metric.name, *match.place.values())
-    result = statistics.paired_difference([a for *_, a, _ in both], [b for *_, b in both], rng=rng)
+    result = statistics.paired_difference(
+        [a for *_, a, _ in both],
+        [b for *_, b in both],
+        rng=rng,
+        independent=not crossed([run.record.resolved.seeds for run, *_ in both]),
+    )
     steady = [a - b for run, other, a, b in both if not (run.record.collapsed or other.record.collapsed)]
-    crossed = _over_rows([(run, other) for run, other, *_ in both], metric, predictions, rng)
+    over_rows = _over_rows([(run, other) for run, other, *_ in both], metric, predictions, rng)
     row = PairRow(
         **match.place,
         metric=metric.name,
@@ -196,9 +201,9 @@ def _pair(match: _Match, metric: Metric, predictions: Predictions) -> list[PairR
         p_holm=float("nan"),
         best_p_holm=float("nan"),
         verdict="",
-        rows=crossed.rows,
-        rows_low=crossed.interval.low,
-        rows_high=crossed.interval.high,
+        rows=over_rows.rows,
+        rows_low=over_rows.interval.low,
+        rows_high=over_rows.interval.high,
     )
     return [row]
 
@@ -260,6 +265,8 @@ def _verdict(row: PairRow, p: float, best: float) -> str:
         return "no pair of runs"
     if p <= ALPHA:
         return "higher" if row.mean > 0 else "lower"
+    if np.isnan(row.p):
+        return "no verdict: crossed seeds"
     if best > ALPHA:
         return f"not resolved by {row.n} seed{'' if row.n == 1 else 's'}"
     return "no difference shown"

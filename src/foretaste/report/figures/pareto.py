@@ -11,14 +11,15 @@ from foretaste.report.rows import records_of
 
 NEEDS = "a prediction of clean accuracy and of an attack"
 SHOWN = (("worst", "Lowest accuracy under flips"), ("margin", "ASR − flip rate"))
-STANDINGS = ["front", "not resolved", "dominated"]
+STANDINGS = ["front", "not resolved", "dominated", "diverged"]
 
 
 @figure(
     "pareto",
     title="Which arm to use",
     caption="Every arm with its 90 % intervals; filled where both values were measured, a square where "
-    "another arm is better in everything but the seeds do not show it, a cross where they do.",
+    "another arm is better in everything but the seeds do not show it, a cross where they do, a triangle "
+    "where an arm diverged.",
     needs=NEEDS,
     amounts=False,
     section="predicted",
@@ -42,12 +43,12 @@ def pareto(frames: Frames, _over: Over) -> Chart:
         alt.Tooltip("source:N", title="From"),
         alt.Tooltip("parameters:Q", title="Trainable parameters", format=","),
         alt.Tooltip("standing:N", title="Standing"),
-        alt.Tooltip("by:N", title="Beaten by"),
+        alt.Tooltip("by:N", title="Beaten by, or diverged at"),
     ]
     shape = alt.Shape(
         "standing:N",
         title=None,
-        scale=alt.Scale(domain=STANDINGS, range=["circle", "square", "cross"]),
+        scale=alt.Scale(domain=STANDINGS, range=["circle", "square", "cross", "triangle"]),
         legend=alt.Legend(orient="top", symbolStrokeColor="gray", symbolFillColor="gray"),
     )
     dots = base.mark_point(size=80, opacity=1, strokeWidth=1.8).encode(x=x, y=y, shape=shape, tooltip=tooltip)

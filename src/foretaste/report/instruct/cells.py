@@ -11,6 +11,7 @@ from foretaste.calibration.places import Amount, arm_order, natural
 from foretaste.instruct.record import InstructRecord, Judged
 from foretaste.instruct.spec import BASE, CLEAN, ResolvedTrigger
 from foretaste.report.instruct.load import InstructFolder
+from foretaste.seeds import crossed
 from foretaste.statistics import UNDEFINED, Interval
 
 Over = Literal["requests", "seeds"]
@@ -47,11 +48,12 @@ class Share:
         return ", ".join(f"{hit} of {n}" for hit, n in zip(self.hits, self.n, strict=True))
 
 
-def share(verdicts: Sequence[Judged | None]) -> Share | None:
+def share(verdicts: Sequence[Judged | None], *, independent: bool = True) -> Share | None:
     """The share over the runs that have one; None where none has.
 
     Args:
         verdicts: One a run; None, and one on no request, are no value.
+        independent: Whether the runs are; those of crossed seeds are not, and get no interval.
     """
     known = [verdict for verdict in verdicts if verdict is not None and verdict.n]
     if not known:
@@ -59,8 +61,10 @@ def share(verdicts: Sequence[Judged | None]) -> Share | None:
     hits, n = tuple(verdict.hits for verdict in known), tuple(verdict.n for verdict in known)
     if len(known) == 1:
         return Share(hits[0] / n[0], statistics.wilson(hits[0], n[0]), "requests", hits, n, "")
-    found = statistics.summary([hit / asked for hit, asked in zip(hits, n, strict=True)])
-    reason = "" if found.interval.defined else f"all {len(known)} seeds gave the same share: no interval"
+    shares = [hit / asked for hit, asked in zip(hits, n, strict=True)]
+    found = statistics.summary(shares, independent=independent)
+    why = f"all {len(known)} seeds gave the same share" if independent else "crossed seeds share draws"
+    reason = "" if found.interval.defined else f"{why}: no interval"
     return Share(found.mean, found.interval, "seeds", hits, n, reason)
 
 
@@ -78,12 +82,12 @@ class Mean:
     n: int
 
 
-def mean(values: Sequence[float | None]) -> Mean | None:
+def mean(values: Sequence[float | None], *, independent: bool = True) -> Mean | None:
     """The mean over the values that there are."""
     known = [value for value in values if value is not None]
     if not known:
         return None
-    found = statistics.summary(known)
+    found = statistics.summary(known, independent=independent)
     return Mean(found.mean, found.interval if found.interval.defined else UNDEFINED, found.n)
 
 
@@ -121,19 +125,19 @@ class Cell:
 
     def with_trigger(self) -> Share | None:
         """ASR: of requests that hold the trigger, in the poisoned runs."""
-        return share([verdict_on(run, self.trigger) for run in self.runs])
+        return _share(self.runs, self.trigger)
 
     def without_trigger(self) -> Share | None:
         """False activation: of the same requests as they are, in the poisoned runs."""
-        return share([verdict_on(run, None) for run in self.runs])
+        return _share(self.runs, None)
 
     def clean_with_trigger(self) -> Share | None:
         """Of requests that hold the trigger, in the clean runs of the same seeds."""
-        return share([verdict_on(run, self.trigger) for run in self.clean])
+        return _share(self.clean, self.trigger)
 
     def clean_without_trigger(self) -> Share | None:
         """Of the same requests as they are, in the clean runs of the same seeds."""
-        return share([verdict_on(run, None) for run in self.clean])
+        return _share(self.clean, None)
 
     def base_with_trigger(self) -> Share | None:
         """Of requests that hold the trigger, in the untrained model."""
@@ -146,11 +150,12 @@ class Cell:
     @property
     def loss(self) -> Mean | None:
         """Cross-entropy per token of clean held-out answers."""
-        return mean([run.utility.loss if run.utility else None for run in self.runs])
+        losses = [run.utility.loss if run.utility else None for run in self.runs]
+        return mean(losses, independent=_independent(self.runs))
 
     def overlap(self, score: str) -> Mean | None:
         """Of generated and reference answers to clean held-out requests."""
-        return mean([overlap_of(run, score) for run in self.runs])
+        return mean([overlap_of(run, score) for run in self.runs], independent=_independent(self.runs))
 
 
 def overlap_of(run: InstructRecord, score: str) -> float | None:
@@ -167,6 +172,15 @@ def verdict_on(run: InstructRecord | None, trigger: ResolvedTrigger | None) -> J
         return run.judged.get(CLEAN)
     found = run.judged.get(trigger.name)
     return found if found is not None and found.trigger == trigger else None
+
+
+def _share(runs: Sequence[InstructRecord], trigger: ResolvedTrigger | None) -> Share | None:
+    return share([verdict_on(run, trigger) for run in runs], independent=_independent(runs))
+
+
+def _independent(runs: Sequence[InstructRecord]) -> bool:
+    """Whether the runs share no draw that varies among them."""
+    return not crossed([run.resolved.tuning.seeds for run in runs if run.resolved.tuning is not None])
 
 
 def seed_of(run: InstructRecord) -> str:

@@ -16,7 +16,7 @@ from foretaste.calibration.places import arm_order
 from foretaste.instruct.record import InstructRecord, Judged
 from foretaste.instruct.spec import ResolvedTrigger
 from foretaste.report.instruct.cells import Cell, overlap_of, poisoned, seed_of, verdict_on
-from foretaste.seeds import generator
+from foretaste.seeds import crossed, generator
 from foretaste.statistics import UNDEFINED, Interval
 
 ALPHA = 0.05
@@ -157,15 +157,20 @@ def _pair(match: _Match, name: str, measure: Measure) -> PairRow:
     trigger = match.arm.trigger
     runs = [(run, other) for _, run, other in match.paired()]
     both = [
-        (a, b)
+        (run.resolved.tuning, a, b)
         for run, other in runs
         if (a := measure.take(run, trigger)) is not None and (b := measure.take(other, trigger)) is not None
     ]
     rng = generator(0, "report", name, *match.place.values())
-    result = statistics.paired_difference([a for a, _ in both], [b for _, b in both], rng=rng)
-    crossed = UNDEFINED
+    result = statistics.paired_difference(
+        [a for _, a, _ in both],
+        [b for _, _, b in both],
+        rng=rng,
+        independent=not crossed([tuning.seeds for tuning, _, _ in both if tuning is not None]),
+    )
+    over_requests = UNDEFINED
     if measure.asked is not None:
-        crossed = _over_requests(runs, measure.asked(trigger), rng)
+        over_requests = _over_requests(runs, measure.asked(trigger), rng)
     return PairRow(
         **match.place,
         measure=name,
@@ -178,7 +183,7 @@ def _pair(match: _Match, name: str, measure: Measure) -> PairRow:
         p_holm=float("nan"),
         best_p_holm=float("nan"),
         verdict="",
-        over_requests=crossed,
+        over_requests=over_requests,
     )
 
 
@@ -252,6 +257,8 @@ def _verdict(row: PairRow, p: float, best: float) -> str:
         return "no pair of runs"
     if p <= ALPHA:
         return f"{row.reference} {'higher' if row.mean > 0 else 'lower'}"
+    if np.isnan(row.p):
+        return "no verdict: crossed seeds"
     if best > ALPHA:
         return f"not resolved by {row.n} seed{'' if row.n == 1 else 's'}"
     return "no difference shown"

@@ -28,8 +28,7 @@ from foretaste.report.reproduced.item import Source
 from foretaste.report.reproduced.measures import MEASURES, measure_values
 from foretaste.report.reproduced.view import Measure
 from foretaste.report.rows import frame_of
-
-PEFT_K = 1 / 3  # peft's own start: kaiming_uniform with a = sqrt 5, so Var(A_ij) = 1 / (3 n_in)
+from foretaste.theory.lora_width import PEFT_K
 
 
 @dataclass(frozen=True)
