@@ -32,7 +32,16 @@ from foretaste.record import (
     write_atomic,
 )
 from foretaste.registry import Registry, summary
-from foretaste.seeds import MAX_SEED, Seeds, borrowed_global_state, generator, integer, uniforms
+from foretaste.seeds import (
+    MAX_SEED,
+    STREAMS,
+    Seeds,
+    borrowed_global_state,
+    crossed,
+    generator,
+    integer,
+    uniforms,
+)
 from foretaste.spec import (
     DataSpec,
     InitSpec,
@@ -497,3 +506,20 @@ def test_seed_tuples() -> None:
     assert plain.seed_tuples() == [Seeds.all(4), Seeds.all(5)]
     crossed = MeasureSpec.model_validate(base | {"seeds": {"poison": [0, 1], "order": [2, 3]}})
     assert [seeds.label() for seeds in crossed.seed_tuples()] == ["0.0.0.2", "0.0.0.3", "0.1.0.2", "0.1.0.3"]
+
+
+@pytest.mark.parametrize(
+    ("values", "shared"),
+    [
+        ([(0, 0, 0, 0), (1, 1, 1, 1), (2, 2, 2, 2)], []),
+        ([(0, 0, 0, 0), (0, 1, 0, 0), (0, 2, 0, 0)], []),  # one stream varies, the others are held
+        ([(0, 0, 0, 0), (0, 0, 1, 0), (1, 0, 0, 0), (1, 0, 1, 0)], ["data", "init"]),
+        ([(0, 0, 0, 0), (0, 1, 0, 0), (1, 2, 0, 0)], ["data"]),
+        ([(5, 5, 5, 5)], []),
+        ([], []),
+    ],
+)
+def test_streams_of_crossed_seeds(values: list[tuple[int, ...]], shared: list[str]) -> None:
+    seeds = [Seeds(**dict(zip(STREAMS, one, strict=True))) for one in values]
+    assert crossed(seeds) == shared
+    assert crossed(seeds, ["poison", "order"]) == [one for one in shared if one in ("poison", "order")]

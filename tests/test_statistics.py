@@ -121,6 +121,35 @@ def test_no_pairs_and_unequal_lengths() -> None:
         s.paired_difference([1.0], [1.0, 2.0], rng=rng())
 
 
+@pytest.mark.parametrize(
+    ("n", "least"), [(0, 1.0), (1, 1.0), (5, 0.0625), (14, 2.0**-13), (15, 1e-4), (40, 1e-4)]
+)
+def test_the_least_p_is_what_the_test_gives_for_the_largest_effect(n: int, least: float) -> None:
+    assert s.least_p(n) == pytest.approx(least)
+    if n:
+        found = s.paired_difference(np.ones(n), np.zeros(n), rng=rng())
+        assert found.smallest_p == s.least_p(n)
+        # By chance some of the 9,999 draws have all signs alike.
+        assert s.least_p(n) <= found.p <= s.least_p(n) * (1 if n <= s.ENUMERATED_PAIRS else 10)
+
+
+def test_crossed_seeds_err_too_often_as_independent_pairs_and_are_not_tested() -> None:
+    """3 x 3 seeds of two sources with half of the variance each and no effect: the t test's 5 % are 20 %."""
+    g = rng()
+    draws = 2_000
+    values = g.normal(size=(draws, 3, 1)) + g.normal(size=(draws, 3, 3))
+    flat = values.reshape(draws, 9)
+    error = flat.std(1, ddof=1) / 3
+    wrong = np.mean(np.abs(flat.mean(1) / error) > stats.t.ppf(0.975, 8))
+    assert wrong > 0.15  # of a binomial share of 2,000 around 0.19, whose standard error is 0.009
+    found = s.paired_difference(flat[0], np.zeros(9), rng=rng(), independent=False)
+    assert found.mean == pytest.approx(flat[0].mean())
+    assert not found.t.defined
+    assert not found.bootstrap.defined
+    assert math.isnan(found.p)
+    assert (found.smallest_p, found.resolvable) == (1.0, False)
+
+
 def _normal(g: np.random.Generator, n: int) -> np.ndarray:
     return g.normal(size=n)
 

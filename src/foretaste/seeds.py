@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -43,10 +43,40 @@ class Seeds(BaseModel):
         """The same number for all four, as the TTR paper does."""
         return cls(data=seed, poison=seed, init=seed, order=seed)
 
+    @classmethod
+    def of(cls, label: str) -> Seeds:
+        """The seeds that have this label.
+
+        Raises:
+            ValueError: It is no label of seeds.
+        """
+        values = [int(part) for part in label.split(".")]
+        if len(values) == 1:
+            return cls.all(values[0])
+        data, poison, init, order = values
+        return cls(data=data, poison=poison, init=init, order=order)
+
     def label(self) -> str:
         """A short name that tells seeds apart: "3", or "0.1.2.0" when the four differ."""
         values = (self.data, self.poison, self.init, self.order)
         return str(values[0]) if len(set(values)) == 1 else ".".join(map(str, values))
+
+
+STREAMS = ("data", "poison", "init", "order")
+
+
+def crossed(seeds: Sequence[Seeds], streams: Sequence[str] = STREAMS) -> list[str]:
+    """Streams that vary among runs, and of which some of the runs share a draw.
+
+    Such runs are no independent draws: what the shared draw does, it does to several of them. A stream that
+    is the same in all of them is held fixed, which is another thing: they are independent given it.
+
+    Args:
+        seeds: Of the runs.
+        streams: Those that count; the poison seed draws nothing for a clean run.
+    """
+    values = {stream: [getattr(one, stream) for one in seeds] for stream in streams}
+    return [stream for stream, found in values.items() if 1 < len(set(found)) < len(found)]
 
 
 def _digest(seed: int, names: Iterable[str | int]) -> bytes:

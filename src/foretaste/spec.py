@@ -200,7 +200,10 @@ class AttackSpec(Amounts):
 
 
 class SeedGrid(Strict):
-    """Seeds crossed by source, so that variance can be told apart by source."""
+    """Seeds crossed by source, so that variance can be told apart by source.
+
+    Crossed runs share draws: they get no verdict (docs/decisions/0013-crossed-seeds.md).
+    """
 
     data: list[Seed] = [0]
     poison: list[Seed] = [0]

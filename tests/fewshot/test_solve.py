@@ -362,8 +362,20 @@ def test_a_damaged_kernel_is_made_again(tmp_path: Path) -> None:
     it = given("llama")
     first = solve(it, memory=GIB, folder=tmp_path)
     path = tmp_path / key_of(it) / solving.MATRICES
-    path.write_bytes(path.read_bytes()[:100])
-    assert solve(it, memory=GIB, folder=tmp_path).predictions == first.predictions
+    whole = path.read_bytes()
+    for damaged in (whole[:100], whole[:-9] + bytes([whole[-9] ^ 0x10]) + whole[-8:]):  # cut; one bit
+        path.write_bytes(damaged)
+        again = solve(it, memory=GIB, folder=tmp_path)
+        assert again.predictions == first.predictions
+        assert not any("earlier run" in note for note in again.notes)
+        assert path.read_bytes() == whole
+
+
+def test_a_whole_kernel_is_kept_once(tmp_path: Path) -> None:
+    it = given("llama")
+    solve(it, memory=GIB, folder=tmp_path)
+    kept = {path.name for path in (tmp_path / key_of(it)).iterdir()}
+    assert kept == {solving.MATRICES, solving.VALUES, ".lock"}
 
 
 def test_too_small_a_budget_is_refused() -> None:

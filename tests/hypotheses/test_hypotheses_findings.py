@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -252,9 +253,28 @@ def test_crossed_seeds_are_no_independent_draws() -> None:
         for record in (run(arm, seed=one), run(arm, "label-flip", 0.2, one, accuracy=accuracy))
     ]
     finding = only("lora-weaker-under-flips", records)
-    assert finding.n == 4
-    assert said(finding, "share seeds of data, poison, init and order")
-    assert not said(only("lora-weaker-under-flips", flip_pair(GAPS)), "crossed")
+    assert (finding.n, finding.decision) == (4, "not resolved")
+    assert "share draws of poison and order" in finding.reason
+    assert math.isnan(finding.p)
+    assert not finding.interval.defined
+    assert said(finding, "All seeds share one draw of data and init")
+    listed = only("lora-weaker-under-flips", flip_pair(GAPS))
+    assert "share" not in listed.reason
+    assert not said(listed, "share one draw")
+
+
+def test_one_stream_that_varies_is_tested_given_the_others() -> None:
+    """Three poison seeds, all else fixed: independent, and said to be given the rest."""
+    seeds = [Seeds(data=0, poison=poison, init=0, order=0) for poison in range(3)]
+    records = [
+        record
+        for place, one in enumerate(seeds)
+        for arm, accuracy in ((full(), 0.8), (lora(), 0.70 - 0.001 * place))
+        for record in (run(arm, seed=one), run(arm, "label-flip", 0.2, one, accuracy=accuracy))
+    ]
+    finding = only("lora-weaker-under-flips", records)
+    assert (finding.n, finding.decision) == (3, "supported")
+    assert said(finding, "All seeds share one draw of data, init and order")
 
 
 def test_few_seeds_and_two_ranks_are_named() -> None:

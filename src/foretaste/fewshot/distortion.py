@@ -45,6 +45,7 @@ from foretaste.record import Part
 from foretaste.seeds import integer
 from foretaste.theory.claims.projection import failure_bound, rank_needed
 from foretaste.theory.layout import Floats
+from foretaste.theory.lora_width import PEFT_K
 
 Scaling = Literal["1/r", "alpha/r", "alpha=r", "rslora"]
 SCALINGS: tuple[Scaling, ...] = ("1/r", "alpha/r", "alpha=r", "rslora")
@@ -55,8 +56,6 @@ EPSILONS = (0.1, 0.25, 0.5, 2 / 3)
 """2/3 is where the exponent eps^2 - eps^3 is largest: the smallest bound for any rank."""
 ALPHA = 16.0
 """Of the kernel paper (Table 4) and of the TTR paper."""
-PEFT_K = 1 / 3
-"""n times the variance of the entries of A, as peft draws them (kaiming_uniform with a = sqrt 5)."""
 FAILURE = 0.05
 """Probability of failure of "with high probability"."""
 

@@ -17,7 +17,9 @@ least-squares regression for finite f0, in logistic regression as offset, in the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import shutil
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,7 @@ from foretaste.kernels import (
 from foretaste.kernels import logits as all_logits
 from foretaste.kernels.compute import Product
 from foretaste.kernels.gram import Kind
+from foretaste.kernels.store import CHECKSUM, disk_error
 from foretaste.locks import locked
 from foretaste.models.prompt_encode import EncodedPrompts, collate
 from foretaste.record import write_atomic
@@ -55,6 +58,7 @@ from foretaste.spec import digest
 from foretaste.theory.asymmetric import AsymmetricFit, LeastSquaresFit
 from foretaste.theory.layout import Floats, Ints
 from foretaste.theory.logistic import LogisticFit
+from foretaste.theory.lora_width import PEFT_K
 from foretaste.theory.predictor import KernelFit, classify
 from foretaste.theory.regression import RidgeFit
 from foretaste.theory.selection import GridPoint as Setpoint
@@ -73,10 +77,9 @@ from foretaste.training.trainer import OnStep
 
 KINDS: dict[KernelKind, Kind] = {"sgd": "sgd", "signgd": "sign", "asymmetric": "asymmetric"}
 PROGRESS_STEPS = 1000
+PARTS = "parts"  # of a kernel that is not yet whole
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 EXPECTED = "expected"
-PEFT_K = 1 / 3
-"""n times the variance of the entries of LoRA's A, as peft draws them (kaiming_uniform with a = sqrt 5)."""
 
 VALUES, MATRICES = "done.json", "kernel.safetensors"
 
@@ -229,7 +232,7 @@ def _compute(prepared: Prepared, memory: int, folder: Path | None, on_step: OnSt
     parts, done = kernels(
         job,
         memory=memory,
-        folder=None if folder is None else folder / "parts",
+        folder=None if folder is None else folder / PARTS,
         on_progress=None if on_step is None else _thousandths(on_step),
     )
     total = parts.total(EXPECTED if arm.expected else KINDS[arm.kernel])
@@ -300,18 +303,19 @@ def _thousandths(on_step: OnStep) -> Callable[[float], None]:
 
 
 def _write(made: Computed, place: Path) -> None:
-    """Keep a kernel; the small file comes last and says that the large one is whole."""
+    """Keep a kernel in place of its parts; the small file comes last and says that the large one is whole."""
     partial = place / f"{MATRICES}.partial"
+    matrices = {
+        name: np.ascontiguousarray(getattr(made, name)) for name in ("train", "dev", "test", "outputs")
+    }
     try:
-        save_file(
-            {name: np.ascontiguousarray(getattr(made, name)) for name in ("train", "dev", "test", "outputs")},
-            partial,
-        )
-    except SafetensorError as error:  # what it makes of a full disk
-        raise OSError(f"cannot write '{partial}': {error}") from error
+        save_file(matrices, partial)
+    except SafetensorError as error:
+        raise disk_error(error, partial) from error
     partial.replace(place / MATRICES)
     about = {"parameters": made.parameters, "unused": made.unused, "explicit": made.explicit}
-    write_atomic(place / VALUES, json.dumps(about, indent=1))
+    write_atomic(place / VALUES, json.dumps({**about, CHECKSUM: _checksum(matrices)}, indent=1))
+    shutil.rmtree(place / PARTS, ignore_errors=True)
 
 
 def _read(place: Path) -> Computed | None:
@@ -319,9 +323,19 @@ def _read(place: Path) -> Computed | None:
     try:
         about = json.loads((place / VALUES).read_text())
         matrices: dict[str, Any] = dict(load_file(place / MATRICES))
+        if about.pop(CHECKSUM, None) != _checksum(matrices):
+            return None
         return Computed(**matrices, **about, reused=True)
-    except (OSError, ValueError, TypeError, SafetensorError):
+    except (OSError, ValueError, TypeError, AttributeError, SafetensorError):
         return None
+
+
+def _checksum(matrices: Mapping[str, Floats]) -> str:
+    """CRC-32 over names and values."""
+    total = 0
+    for name, matrix in sorted(matrices.items()):
+        total = zlib.crc32(np.ascontiguousarray(matrix).data, zlib.crc32(name.encode(), total))
+    return f"{total:08x}"
 
 
 # --- the solvers ---------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ def test(
             margin=entry.margin,
             rng=generator(0, "hypotheses", entry.name, sample.group.key),
             centred=entry.centred,
+            independent=not sample.crossed,
         )
         for entry, sample in tried
     ]

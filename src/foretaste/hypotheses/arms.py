@@ -10,9 +10,9 @@ from typing import Any
 from foretaste.calibration.places import natural
 from foretaste.record import InitCheck, Training
 from foretaste.spec import ResolvedAdapter, TrainingSpec, canonical_json, digest
+from foretaste.theory.lora_width import PEFT_K
 
 KAIMING = "kaiming-uniform"
-KAIMING_K = 1 / 3  # peft's own init: kaiming_uniform with a = sqrt 5, so Var(A_ij) = 1 / (3 n_in)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Arm:
     @property
     def usual_start(self) -> bool:
         """A starts as peft starts it."""
-        return self.law == KAIMING and self.k is not None and math.isclose(self.k, KAIMING_K, rel_tol=0.01)
+        return self.law == KAIMING and self.k is not None and math.isclose(self.k, PEFT_K, rel_tol=0.01)
 
     @property
     def rate(self) -> float:
@@ -177,6 +177,6 @@ def _variance(adapter: ResolvedAdapter, checks: Sequence[InitCheck]) -> float | 
     if init is not None and init.k is not None:
         return init.k
     if init is None or init.law == KAIMING:
-        return KAIMING_K if adapter.config.get("init_lora_weights", True) is True else None
+        return PEFT_K if adapter.config.get("init_lora_weights", True) is True else None
     # The other laws have a conventional k that depends on the layers' shapes: what was requested is recorded.
     return checks[0].k_requested if checks else None

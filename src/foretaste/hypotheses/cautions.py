@@ -16,6 +16,7 @@ from foretaste.hypotheses.effects import Point
 from foretaste.hypotheses.runs import Run
 from foretaste.hypotheses.samples import Sample
 from foretaste.hypotheses.words import counted, listed, number
+from foretaste.seeds import STREAMS
 
 CEILING = 98.0  # per cent; beyond it an ASR cannot tell arms or amounts apart
 
@@ -26,7 +27,7 @@ def cautions(hypothesis: Hypothesis, sample: Sample, weighed: Weighed, decided: 
         *_failed(sample),
         *_collapsed(hypothesis, sample, weighed),
         *_uneven(sample),
-        *_crossed(sample),
+        *_held(sample),
         *_confounded(sample.contrast),
         *_attack(sample),
         *_levels(hypothesis, sample),
@@ -67,7 +68,10 @@ def _uneven(sample: Sample) -> Iterator[str]:
     seeds = sorted({run.seed for run in sample.runs}, key=natural)
     missing = [seed for seed in seeds if seed not in sample.by_seed]
     if missing:
-        yield f"No value from seed {listed(missing)}: a run or the clean run of the same seed is missing."
+        yield (
+            f"No value from seed {listed(missing)}: a run or the clean run of the same seed is missing, or "
+            "its value is infinite or undefined."
+        )
     cells: dict[str, set[tuple[str, float]]] = {}
     for point in sample.points:
         if point.seed in sample.by_seed:
@@ -76,17 +80,12 @@ def _uneven(sample: Sample) -> Iterator[str]:
         yield "Seeds differ in the amounts or arms that they have, and each enters by what it has."
 
 
-def _crossed(sample: Sample) -> Iterator[str]:
-    used = {run.seed: run.seeds for run in sample.runs if run.seed in sample.by_seed}
-    streams = ("data", "init", "order") if sample.attack is None else ("data", "poison", "init", "order")
-    shared = [
-        stream for stream in streams if len({getattr(seeds, stream) for seeds in used.values()}) < len(used)
-    ]
-    if shared:
-        yield (
-            f"Seeds are crossed: the {len(used)} share seeds of {listed(shared)}, so they are no independent "
-            "draws and the interval leaves out what those would change."
-        )
+def _held(sample: Sample) -> Iterator[str]:
+    streams = ("data", "init", "order") if sample.attack is None else STREAMS
+    used = list(sample.seeds.values())
+    held = [name for name in streams if len(used) > 1 and len({getattr(one, name) for one in used}) == 1]
+    if held:
+        yield f"All seeds share one draw of {listed(held)}: nothing is said of what another would change."
 
 
 def _confounded(contrast: Contrast) -> Iterator[str]:

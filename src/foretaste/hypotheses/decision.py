@@ -89,6 +89,7 @@ def weigh(
     margin: float | None,
     rng: np.random.Generator,
     centred: bool = False,
+    independent: bool = True,
 ) -> Weighed:
     """Test one number a seed.
 
@@ -99,6 +100,8 @@ def weigh(
         rng: For sign flips beyond enumeration.
         centred: The numbers are distances from means over the same seeds: one degree of freedom less, and no
             sign-flip test.
+        independent: Whether the seeds are independent draws; crossed ones are not (`seeds.crossed`), and
+            nothing is tested on them.
 
     Raises:
         ValueError: A margin and a direction, or neither.
@@ -109,7 +112,11 @@ def weigh(
     freedom = x.size - 1 - centred
     mean = float(x.mean()) if x.size else float("nan")
     # The same number from every seed says nothing about spread; rounding may make it differ in the last bits.
-    error = 0.0 if x.size < 2 or np.ptp(x) <= SAME else float(x.std(ddof=1)) / math.sqrt(x.size)
+    error = (
+        0.0
+        if x.size < 2 or np.ptp(x) <= SAME or not independent
+        else float(x.std(ddof=1)) / math.sqrt(x.size)
+    )
     claim, p = _t_test(mean, error, freedom, predicts, margin)
     tested = x.size >= LEAST_SEEDS and freedom >= 1 and error > 0
     exact = _sign_flips(x, claim, margin, rng) if tested and not centred else float("nan")
@@ -122,7 +129,7 @@ def weigh(
         claim=claim,
         p=p if tested else float("nan"),
         p_exact=exact,
-        smallest_p=min(1.0, 2.0 ** (-x.size if one_sided else 1 - x.size)),
+        smallest_p=statistics.least_p(x.size) / (2 if one_sided and x.size else 1),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from foretaste.hypotheses.base import Group, Hypothesis
 from foretaste.hypotheses.cautions import cautions
 from foretaste.hypotheses.decision import LEAST_SEEDS, Decided, Decision, Weighed
 from foretaste.hypotheses.samples import Sample
-from foretaste.hypotheses.words import counted, number, p_value, signed
+from foretaste.hypotheses.words import counted, listed, number, p_value, signed
 from foretaste.statistics import UNDEFINED, Interval
 
 
@@ -124,7 +124,7 @@ def conclude(hypothesis: Hypothesis, sample: Sample, weighed: Weighed, decided: 
         entry=hypothesis,
         place=sample.group,
         decision=decided.decision,
-        reason=_reason(hypothesis, weighed, decided),
+        reason=_reason(hypothesis, weighed, decided, sample.crossed),
         effect=weighed.mean,
         interval=weighed.interval,
         interval_90=weighed.interval_90,
@@ -172,7 +172,7 @@ def without_records(hypothesis: Hypothesis, tests: int) -> Finding:
     )
 
 
-def _reason(hypothesis: Hypothesis, weighed: Weighed, decided: Decided) -> str:
+def _reason(hypothesis: Hypothesis, weighed: Weighed, decided: Decided, crossed: Sequence[str]) -> str:
     measure = hypothesis.measure[0].upper() + hypothesis.measure[1:]
     if not weighed.n:
         return f"{measure}: no seed has a value; it takes {hypothesis.needs}."
@@ -180,6 +180,11 @@ def _reason(hypothesis: Hypothesis, weighed: Weighed, decided: Decided) -> str:
     effect = f"{measure}: {number(weighed.mean, hypothesis.unit)}"
     if weighed.n < LEAST_SEEDS:
         return f"{effect} {over}; a decision takes {LEAST_SEEDS}."
+    if crossed:
+        return (
+            f"{effect} {over}, which share draws of {listed(crossed)} and so are no independent draws; a "
+            "decision takes seeds that are given as one list."
+        )
     if math.isnan(weighed.p):
         return f"{effect} in each of {counted(weighed.n, 'seed')}, so there is no interval to decide by."
     tested = (

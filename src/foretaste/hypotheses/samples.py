@@ -10,6 +10,7 @@ from foretaste.hypotheses.base import Group, Hypothesis
 from foretaste.hypotheses.contrasts import Contrast
 from foretaste.hypotheses.effects import Point
 from foretaste.hypotheses.runs import Attack, Run, Task
+from foretaste.seeds import STREAMS, Seeds, crossed
 from foretaste.spec import digest
 
 
@@ -43,6 +44,17 @@ class Sample:
         used = {point.amount for point in self.points}
         found = {run.amount.label: run.amount.order for run in self.runs if run.amount.label in used}
         return tuple(sorted(found, key=lambda label: found[label]))
+
+    @property
+    def crossed(self) -> list[str]:
+        """Streams of which seeds share a draw although it varies: such seeds are no independent draws."""
+        streams = STREAMS if self.attack is not None else [one for one in STREAMS if one != "poison"]
+        return crossed(list(self.seeds.values()), streams)
+
+    @property
+    def seeds(self) -> dict[str, Seeds]:
+        """Of what enters, by label."""
+        return {run.seed: run.seeds for run in self.runs if run.seed in self.by_seed}
 
     def counted(self, runs: Sequence[Run]) -> str:
         """How many runs each arm has among some, such as "lora-r8: 2"."""

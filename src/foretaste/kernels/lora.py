@@ -24,6 +24,7 @@ from foretaste.kernels.gradients import Gradient, Outer
 from foretaste.kernels.parameters import Parameter
 from foretaste.kernels.products import CHUNK_BYTES, explicit, gram
 from foretaste.seeds import generator
+from foretaste.theory.lora_width import PEFT_K
 
 Float = npt.NDArray[np.float64]
 DRAWN_BYTES = 64 * 2**20
@@ -265,7 +266,7 @@ class Surface:
             raise UserError(f"no scaling rule '{rule}'; there are: {', '.join(RULES)}")
         return RULES[rule](alpha, r) ** 2 * k
 
-    def kernel(self, r: int, k: float = 1 / 3, *, alpha: float = 16.0, rule: str = "alpha/r") -> Float:
+    def kernel(self, r: int, k: float = PEFT_K, *, alpha: float = 16.0, rule: str = "alpha/r") -> Float:
         """The kernel of the adapters at one point: shape (rows * outputs, rows * outputs).
 
         Raises:

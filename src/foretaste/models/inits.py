@@ -19,6 +19,7 @@ from foretaste.record import InitCheck
 from foretaste.registry import Registry
 from foretaste.seeds import generator
 from foretaste.spec import InitSpec
+from foretaste.theory.lora_width import PEFT_K
 
 Law = Callable[[np.random.Generator, int, int, float], npt.NDArray[np.float64]]
 """(generator, r, n_in, k) to a matrix of shape (r, n_in) whose entries have variance k / n_in."""
@@ -37,7 +38,7 @@ def conventional_k(law: str, r: int, n_in: int) -> float:
     2010, gain 1). orthogonal: 1 (orthonormal rows).
     """
     return {
-        "kaiming-uniform": 1.0 / 3.0,
+        "kaiming-uniform": PEFT_K,
         "gaussian": n_in / r**2,
         "xavier-uniform": 2.0 * n_in / (n_in + r),
         "xavier-normal": 2.0 * n_in / (n_in + r),

@@ -24,6 +24,7 @@ from foretaste.theory.eigen_entropy import (
 from foretaste.theory.information import raw_renyi, raw_shannon, renyi_entropy
 from foretaste.theory.layout import Floats, real
 from foretaste.theory.loewner import adapter_eigenvalues
+from foretaste.theory.lora_width import PEFT_K
 
 Source = Literal["printed", "formula", "sampled", "model", "expected"]
 Form = Literal["raw", "normalised"]
@@ -33,7 +34,7 @@ LEAST_RANK, MOST_RANK = 4, 256
 LEAST_K, MOST_K = 0.01, 1.5
 """Ends of the geometric grids in the released script of Figure 3 (read, not run)."""
 STEPS = 28
-DEFAULT_K = 1 / 3
+DEFAULT_K = PEFT_K
 """peft's variance of A's entries times n: kaiming_uniform with a = sqrt 5."""
 DOUBLINGS = (4, 8, 16, 32, 64, 128, 256)
 

@@ -24,6 +24,9 @@ from foretaste.theory.activations import Activation
 from foretaste.theory.infinite_width import LayerKernels, Pieces, printed_layers, summed, whole
 from foretaste.theory.layout import Floats, at_least, real
 
+PEFT_K = 1 / 3
+"""k of peft's own start: kaiming_uniform with a = sqrt 5, so that Var(A_ij) = k / n_in with k = 1/3."""
+
 
 @dataclass(frozen=True)
 class Adapter:

@@ -22,12 +22,11 @@ from foretaste.theory.claims.probes import (
 )
 from foretaste.theory.claims.verdict import Statement, Trial, Verdict, conclude
 from foretaste.theory.loewner import adapter_eigenvalues, distance_to_identity, gram_order
-from foretaste.theory.lora_width import Adapter, lora_moments, lora_scaling
+from foretaste.theory.lora_width import PEFT_K, Adapter, lora_moments, lora_scaling
 from foretaste.theory.spectra import bulk, semi_definite
 
 SURE = 1e-3
 """Cases in which s^2 A^T A <= I has a probability between this and 1 minus this are not tried."""
-PEFT_K = 1 / 3
 
 
 class Case(NamedTuple):

@@ -23,12 +23,11 @@ from foretaste.theory.claims.probes import (
 from foretaste.theory.claims.verdict import Statement, Trial, Verdict, conclude
 from foretaste.theory.infinite_width import full_kernel, ntk_as_printed, ntk_layers, propagate
 from foretaste.theory.layout import Floats
-from foretaste.theory.lora_width import Adapter, lora_mean, lora_moments, lora_ntk_as_printed
+from foretaste.theory.lora_width import PEFT_K, Adapter, lora_mean, lora_moments, lora_ntk_as_printed
 
 RankRule = Callable[[int], int]
 FIXED: Mapping[str, RankRule] = {"r = 8": lambda _n: 8}
 GROWING: Mapping[str, RankRule] = {"r = n/8": lambda n: n // 8}
-PEFT_K = 1 / 3
 
 
 def limiting_kernel_is_deterministic(

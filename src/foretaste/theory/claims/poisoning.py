@@ -20,10 +20,9 @@ from foretaste.theory.claims.probes import (
 )
 from foretaste.theory.claims.verdict import Statement, Trial, Verdict, conclude
 from foretaste.theory.loewner import adapter_eigenvalues
-from foretaste.theory.lora_width import Adapter, lora_scaling, rslora_scaling
+from foretaste.theory.lora_width import PEFT_K, Adapter, lora_scaling, rslora_scaling
 from foretaste.theory.similarity import m_prime, one_step_difference, projected_cosine, pull
 
-PEFT_K = 1 / 3
 N_IN = 1024
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from foretaste.theory.claims.probes import EXACT, Numbers, complex_step, gram, relative
 from foretaste.theory.claims.verdict import Statement, Trial, Verdict, conclude
 from foretaste.theory.layout import Floats
+from foretaste.theory.lora_width import PEFT_K
 
 LIKELY = 0.05
 """Largest probability of failure that counts as "with high probability"."""
-PEFT_K = 1 / 3
 
 
 def failure_bound(rows: int, epsilon: float, rank: float) -> float:
