@@ -150,6 +150,19 @@ def test_crossed_seeds_err_too_often_as_independent_pairs_and_are_not_tested() -
     assert (found.smallest_p, found.resolvable) == (1.0, False)
 
 
+def test_differences_that_are_equal_but_for_rounding_have_no_interval() -> None:
+    """Three runs that each lose two of 200 rows, from other shares."""
+    lost = [161 / 200 - 163 / 200, 150 / 200 - 152 / 200, 155 / 200 - 157 / 200]
+    assert len(set(lost)) > 1
+    found = s.summary(lost)
+    assert found.mean == pytest.approx(-0.01)
+    assert not found.interval.defined
+    paired = s.paired_difference(lost, np.zeros(3), rng=rng())
+    assert not paired.t.defined
+    assert not paired.bootstrap.defined
+    assert s.summary([-0.01, -0.01, -0.015]).interval.defined
+
+
 def _normal(g: np.random.Generator, n: int) -> np.ndarray:
     return g.normal(size=n)
 

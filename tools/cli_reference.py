@@ -16,9 +16,15 @@ HEAD = """# Every command
 
 Made from the commands by `python tools/cli_reference.py`. `foretaste COMMAND --help` prints the same.
 
-A wrong command or spec ends with exit code 2 and one line on stderr that says what was expected, what came,
-where, and how to cure it; nothing was trained then. A sweep in which a run did not complete ends with 1. With
-`--json` stdout holds JSON alone.
+| exit code | when |
+|---|---|
+| 0 | all is done |
+| 1 | a run of a sweep did not complete; its record says why |
+| 2 | a wrong command, spec or file: stderr says what is wrong and how to cure it; nothing was trained |
+| 3 | a condition of `--fail-if` is met |
+| 130 | stopped by Ctrl-C; finished runs are kept, and the same command goes on |
+
+With `--json` stdout holds JSON alone.
 """
 
 

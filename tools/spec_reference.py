@@ -11,7 +11,20 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from foretaste.attacks import ATTACKS
-from foretaste.registry import summary
+from foretaste.fewshot.arms import FineTune, KernelArm, ZeroShot
+from foretaste.fewshot.spec import FewShotData, FewShotModel, FewShotSpec, PromptSpec, TaskSpec
+from foretaste.instruct.judges import JUDGES
+from foretaste.instruct.scenarios import SCENARIOS
+from foretaste.instruct.spec import (
+    GenerationSpec,
+    InstructColumns,
+    InstructData,
+    InstructModel,
+    InstructSpec,
+    TriggerSpec,
+)
+from foretaste.instruct.triggers import TRIGGERS
+from foretaste.registry import Registry, summary
 from foretaste.spec import (
     AdapterSpec,
     AttackSpec,
@@ -40,10 +53,33 @@ SECTIONS: list[tuple[str, type[BaseModel]]] = [
     ("seeds, when crossed", SeedGrid),
 ]
 
+INSTRUCT: list[tuple[str, type[BaseModel]]] = [
+    ("instruct: the spec", InstructSpec),
+    ("instruct: data", InstructData),
+    ("instruct: data.columns", InstructColumns),
+    ("instruct: model", InstructModel),
+    ("instruct: triggers[]", TriggerSpec),
+    ("instruct: generation", GenerationSpec),
+]
+
+FEWSHOT: list[tuple[str, type[BaseModel]]] = [
+    ("fewshot: the spec", FewShotSpec),
+    ("fewshot: tasks[]", TaskSpec),
+    ("fewshot: tasks[].data", FewShotData),
+    ("fewshot: tasks[].prompt, one's own", PromptSpec),
+    ("fewshot: model", FewShotModel),
+    ("fewshot: arms[] of kind zero-shot", ZeroShot),
+    ("fewshot: arms[] of kind fine-tune", FineTune),
+    ("fewshot: arms[] of kind kernel", KernelArm),
+]
+
 HEAD = """# Every key of a spec
 
 Made from the code by `python tools/spec_reference.py`. Unknown keys, values of the wrong type and values out
 of range are errors that name the line, the key and the nearest right word.
+
+`measure`, `predict`, `audit`, `kernel` and `trajectory` take the spec that comes first; `instruct` and
+`forecast` [another](#instruct-the-spec); `fewshot` and `distortion` [a third](#fewshot-the-spec).
 """
 
 
@@ -88,21 +124,34 @@ def table(model: type[BaseModel]) -> list[str]:
     return lines
 
 
+def sections(models: list[tuple[str, type[BaseModel]]]) -> list[str]:
+    """A heading, the docstring's first paragraph and the table of each model."""
+    lines = []
+    for title, model in models:
+        first = (model.__doc__ or "").split("\n\n    Attributes:")[0]
+        lines += [f"## {title}", "", " ".join(first.split()), "", *table(model), ""]
+    return lines
+
+
+def options(title: str, where: str, registry: Registry[Any]) -> list[str]:
+    """The options of every entry of a registry."""
+    lines = [f"## {title}", "", where, ""]
+    for name, entry in registry.items():
+        fields = table(entry.Options) if entry.Options.model_fields else ["No options."]
+        lines += [f"### {name}", "", f"{summary(entry)}. Source: {entry.source}.", "", *fields, ""]
+    return lines
+
+
 def render() -> str:
     """The whole page."""
-    lines = [HEAD]
-    for title, model in SECTIONS:
-        lines += [f"## {title}", "", " ".join((model.__doc__ or "").split()), "", *table(model), ""]
-    lines += ["## Options of each attack", "", "They stand beside the keys of `attacks[]`.", ""]
-    for name, attack in ATTACKS.items():
-        lines += [
-            f"### {name}",
-            "",
-            f"{summary(attack)}. Source: {attack.source}.",
-            "",
-            *table(attack.Options),
-            "",
-        ]
+    lines = [HEAD, *sections(SECTIONS)]
+    lines += options("Options of each attack", "They stand beside the keys of `attacks[]`.", ATTACKS)
+    lines += sections(INSTRUCT)
+    lines.append("`adapters`, `training` and crossed `seeds` are those of the first spec.\n")
+    lines += options("Options of each scenario", "They stand beside `method` in `scenario`.", SCENARIOS)
+    lines += options("Options of each trigger", "They stand beside the keys of `triggers[]`.", TRIGGERS)
+    lines += options("Options of each judge", "They stand beside `method` in `judge`.", JUDGES)
+    lines += sections(FEWSHOT)
     return "\n".join(lines).rstrip() + "\n"
 
 

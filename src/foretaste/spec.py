@@ -94,7 +94,7 @@ class ModelSpec(Strict):
         "probe-then-train",
         description="probe-then-train: logistic regression on frozen features of the training labels "
         "as given, then trained in every arm; random-then-train: random, trained in every arm; "
-        "paper: random, trained by `full` only, adapted by PEFT arms (protocol.md 1.1)",
+        "paper: random, trained by `full` only, adapted by PEFT arms (docs/protocol.md)",
     )
     pooling: Pooling | None = Field(
         None, description="model: its own head; mean: masked mean of the last hidden states"

@@ -374,15 +374,20 @@ def _iqm(x: Floats) -> float:
     return float(np.sort(x) @ weights / weights.sum())
 
 
+def _without_spread(x: Floats) -> bool:
+    """All values are the same but for rounding: two rows of 200 are no one difference of two shares."""
+    return bool(np.ptp(x) <= 1e-12 * max(1.0, float(np.abs(x).max())))
+
+
 def _t_interval(x: Floats, level: float) -> Interval:
-    if x.size < 2 or np.ptp(x) == 0.0:
+    if x.size < 2 or _without_spread(x):
         return UNDEFINED
     half = float(stats.t.ppf(0.5 + level / 2, x.size - 1)) * float(x.std(ddof=1)) / np.sqrt(x.size)
     return Interval(float(x.mean() - half), float(x.mean() + half))
 
 
 def _percentile_bootstrap(d: Floats, rng: np.random.Generator, level: float) -> Interval:
-    if d.size < 2 or np.ptp(d) == 0.0:
+    if d.size < 2 or _without_spread(d):
         return UNDEFINED
     drawn = rng.integers(0, d.size, size=(RESAMPLES, d.size))
     return _quantiles(d[drawn].mean(axis=1), level)

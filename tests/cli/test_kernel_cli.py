@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
+from foretaste.cli import display
 from foretaste.experiments.kernel_result import read
 from foretaste.kernels import compute as computing
 
@@ -172,3 +175,28 @@ def test_three_classes_have_logits_and_refuse_a_margin(
     refused = cli("kernel", wrong, "-o", tmp_path / "other")
     assert refused.code == 2
     assert "kernel.outputs: the margin is for two classes. Use logits." in refused.err
+
+
+def test_bars_that_only_began_are_full_at_the_end() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with display.kernel_progress(console, quiet=False) as on_progress:
+        on_progress("rows", 0.0)
+        on_progress("training", 0.94)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [name for name in ("rows", "training") if any(name in x and "100 %" in x for x in lines)] == [
+        "rows",
+        "training",
+    ]
+
+
+def test_bars_of_work_that_failed_stay_where_they_were() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+
+    def work() -> None:
+        with display.kernel_progress(console, quiet=False) as on_progress:
+            on_progress("rows", 0.25)
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        work()
+    assert "100 %" not in console.file.getvalue()  # type: ignore[attr-defined]

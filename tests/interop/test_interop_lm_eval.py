@@ -127,16 +127,28 @@ def test_folders_are_told_apart_and_models_are_not_mixed(make_folder: Any, tmp_p
     content = lm_eval.results(lm_eval.read([make_folder("a"), make_folder("b")]))
     assert "a/reviews/full/trigger/1 %" in content["results"]
     assert "b/reviews/full/trigger/1 %" in content["results"]
-    for layout in (Layout(tmp_path / "b"), Layout(tmp_path / "b" / "predicted")):
-        for record in layout.read()[0]:
-            model = record.resolved.model.model_copy(update={"fingerprint": "x" * 16})
-            other = record.model_copy(
-                update={"resolved": record.resolved.model_copy(update={"model": model})}
-            )
-            layout.record(record.run_id).write_text(other.model_dump_json())
+    _change_models(tmp_path / "b", {"fingerprint": "x" * 16})
     with pytest.raises(UserError, match="of one model"):
         lm_eval.export([tmp_path / "a", tmp_path / "b"], tmp_path / "r.json")
     assert not (tmp_path / "r.json").exists()
+
+
+def test_one_model_under_two_paths_is_one(make_folder: Any, tmp_path: Path) -> None:
+    first = make_folder("a")
+    request = Layout(first).read()[0][0].resolved.model.request
+    _change_models(make_folder("b"), {"request": request.model_copy(update={"base": "../minilm"})})
+    tasks, _ = lm_eval.export([first, tmp_path / "b"], tmp_path / "r.json")
+    assert tasks == 2 * len(lm_eval.results(lm_eval.read([first]))["results"])
+
+
+def _change_models(folder: Path, update: dict[str, Any]) -> None:
+    """Write the records of a folder again, with another model."""
+    for layout in (Layout(folder), Layout(folder / "predicted")):
+        for record in layout.read()[0]:
+            model = record.resolved.model.model_copy(update=update)
+            resolved = record.resolved.model_copy(update={"model": model})
+            other = record.model_copy(update={"resolved": resolved})
+            layout.record(record.run_id).write_text(other.model_dump_json())
 
 
 def test_equal_names_of_different_cells_stay_two_tasks(tmp_path: Path) -> None:

@@ -266,6 +266,8 @@ def kernel_progress(console: Console, *, quiet: bool) -> Iterator[Callable[[str,
             progress.update(bars[what], completed=share)
 
         yield on_progress
+        for bar in bars.values():  # some say only when they begin
+            progress.update(bar, completed=1.0)
 
 
 def kernel_summary(result: Kernels) -> dict[str, dict[str, Any]]:

@@ -67,7 +67,7 @@ def reproduce(
     address: Address = None,
     json_output: Json = False,
 ) -> None:
-    """Measure what a figure or table of the papers is drawn from, and draw it beside what was published.
+    """Measure what a figure or table of the papers is drawn from, and draw it beside the paper's claim.
 
     Figures that draw the same sweep share its runs, and finished runs are not done again.
     """

@@ -26,6 +26,7 @@ from foretaste.record import RECORD_FORMAT, Record, write_atomic
 from foretaste.report.cells import cell_key
 from foretaste.report.load import Folder
 from foretaste.report.observations import Observation, observe
+from foretaste.seeds import crossed
 
 # lm-eval's names for what it has, ours for the rest; whether more is better for who owns the model.
 METRICS: dict[str, tuple[str, bool]] = {
@@ -73,9 +74,10 @@ def results(folders: Sequence[Folder]) -> dict[str, Any]:
     """
     observations = observe(folders)
     records = [record for folder in folders for record in folder.records]
-    models = {(r.resolved.model.request.base, r.resolved.model.fingerprint) for r in records}
+    # By content: one model has many paths.
+    models = {r.resolved.model.fingerprint: r.resolved.model.request.base for r in records}
     if len(models) > 1:
-        several = ", ".join(sorted(f"{base} ({content[:12]})" for base, content in models))
+        several = ", ".join(sorted(f"{base} ({content[:19]})" for content, base in models.items()))
         raise UserError(
             f"lm-eval's results are of one model, and the folders hold several: {several}",
             cure="Export their folders one by one.",
@@ -128,8 +130,9 @@ def _numbers(items: Sequence[Observation]) -> dict[str, list[float]]:
 def _result(name: str, items: Sequence[Observation]) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "alias": name, "sample_len": _samples(items)["effective"]}
     counts: dict[str, int] = {}
+    independent = not crossed([item.record.resolved.seeds for item in items])
     for metric, numbers in _numbers(items).items():
-        found = statistics.summary(numbers)
+        found = statistics.summary(numbers, independent=independent)
         label = METRICS[metric][0]
         error = found.sd / math.sqrt(found.n) if found.interval.defined else UNDEFINED
         row[f"{label},{FILTER}"] = found.mean
