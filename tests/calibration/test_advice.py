@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -10,9 +11,12 @@ from cells_factory import cell, sample
 
 from foretaste.calibration import Cell, adjust, advise, compare, front
 from foretaste.calibration.advice import resolution
+from foretaste.calibration.cells import Sample
+from foretaste.calibration.contrasts import ALPHA, Contrast, SignFlips, contrast, family, pairs_needed
 from foretaste.calibration.pareto import LEAST_SEEDS, Arm
 from foretaste.calibration.quantities import of_sample
 from foretaste.hypotheses import decision
+from foretaste.report import pairs as report_pairs
 
 JITTER = (0.0, 0.004, -0.004)
 
@@ -26,6 +30,22 @@ def other(mean: float) -> list[float]:
     return [mean + j for j in (0.003, -0.004, 0.001)]
 
 
+def many(mean: float) -> list[float]:
+    """Eight seeds, of which sign flips can show something."""
+    return [mean + j for j in (0.004, -0.004, 0.002, -0.002, 0.001, -0.001, 0.003, -0.003)]
+
+
+def more(mean: float) -> list[float]:
+    """The same with another spread."""
+    return [mean + j for j in (-0.002, 0.003, 0.001, 0.004, -0.003, 0.002, -0.004, -0.001)]
+
+
+def ten(mean: float, turn: int = 0) -> list[float]:
+    """Ten seeds, with their order turned so that arms differ by seed."""
+    steps = [0.001 * (3 * place % 10) - 0.0045 for place in range(10)]
+    return [mean + step for step in (*steps[turn:], *steps[:turn])]
+
+
 def arm(
     name: str, clean: list[float], flips: list[float], asr: list[float], parameters: int = 1000, **more: Any
 ) -> list[Cell]:
@@ -34,8 +54,8 @@ def arm(
         cell(name, "clean", seen=clean, **spent),
         cell(name, rate=0.1, seen=[x + 0.05 for x in flips], **spent),
         cell(name, rate=0.3, seen=flips, **spent),
-        cell(name, "trigger", rate=0.001, seen=clean, seen_asr=around(0.1), seen_flip=around(0.1), **spent),
-        cell(name, "trigger", rate=0.01, seen=clean, seen_asr=asr, seen_flip=around(0.1, 0.5), **spent),
+        cell(name, "trigger", rate=0.001, seen=clean, seen_asr=many(0.1), seen_flip=many(0.1), **spent),
+        cell(name, "trigger", rate=0.01, seen=clean, seen_asr=asr, seen_flip=[0.1] * len(asr), **spent),
     ]
 
 
@@ -147,6 +167,7 @@ def test_an_arm_that_diverged_where_it_is_hardest_does_not_win_for_it() -> None:
         advice.paragraph
     )
     assert "is resolved" not in advice.paragraph
+    assert ", resolved" not in advice.paragraph
     arms = by_name(list(advice.arms))
     assert (arms["lora-r8"].standing, arms["lora-r8"].by) == ("diverged", ())
     assert (arms["full"].standing, arms["full"].quantities["worst"].at) == ("front", "40 % label-flip")
@@ -229,15 +250,23 @@ def test_backdoors_are_compared_at_the_largest_common_amount() -> None:
     advice = advise(cells)
     arms = by_name(list(advice.arms))
     assert [arms[name].quantities["margin"].at for name in ("full", "lora-r8")] == ["1 % trigger"] * 2
-    assert "With 1 % trigger, full has a lower ASR than lora-r8 (30 against 50 %)" in advice.paragraph
+    assert "ASR minus flip rate with 1 % trigger: 20.0 points for full against 40.0 points for lora-r8" in (
+        advice.paragraph
+    )
     assert advice.left_out == ("10 % trigger (lora-r8: neither measured nor predicted)",)
 
 
+def against(a: Any, b: Any, cells: int = 1) -> Contrast:
+    """Two quantities, alone or among equally clear tests."""
+    return contrast(a, b, [SignFlips(2.0 ** (1 - 8), 2.0 ** (1 - 8))] * (cells - 1), listed=False)
+
+
 def test_values_of_unlike_places_resolve_nothing() -> None:
-    left, right = of_sample(sample(around(0.9)), "10 % a"), of_sample(sample(other(0.5)), "40 % a")
-    assert "is resolved" in resolution(left, of_sample(right.sample, "10 % a"), "the difference")
-    assert resolution(left, right, "the difference") == (
-        "the difference is not tested, since the two stand at different places"
+    left, right = of_sample(sample(many(0.9)), "10 % a"), of_sample(sample(more(0.5)), "40 % a")
+    assert against(left, of_sample(right.sample, "10 % a")).resolved
+    assert not against(left, right).resolved
+    assert resolution(against(left, right)) == (
+        "not tested, since the two stand at different places (10 % a; 40 % a)"
     )
     # The same over arms: each is worst under another attack, so nothing shows that one dominates.
     cells = []
@@ -258,42 +287,157 @@ def test_two_seeds_resolve_nothing() -> None:
         *arm("b", [0.8, 0.8003], [0.5, 0.5002], [0.9, 0.9003]),
     ]
     text = advise(cells).paragraph
-    assert "is resolved" not in text
-    assert "is not resolved by 2 seeds" in text
+    assert ", resolved by" not in text
+    assert "not resolved by 2 seeds" in text
     assert by_name(front(cells))["b"].standing == "not resolved"
+
+
+# --- the rule of the pairs -----------------------------------------------------------------------
+
+
+def test_the_rule_is_that_of_the_table_of_pairs() -> None:
+    assert ALPHA == report_pairs.ALPHA
+    a, b = of_sample(sample(many(0.9))), of_sample(sample(more(0.5)))
+    alone, among = against(a, b), against(a, b, 7)
+    assert alone.p_holm == 2 / 2**8
+    assert among.p_holm == 7 * 2 / 2**8
+    assert (alone.resolved, among.resolved) == (True, False)
+    assert among.verdict == "not resolved by 8 seeds"
+    assert pairs_needed(7) == 9
+
+
+def test_seven_pairs_of_one_cell_show_it_where_three_cannot() -> None:
+    a, b = (of_sample(sample(values[:7])) for values in (many(0.9), more(0.5)))
+    assert against(a, b).resolved
+    a, b = of_sample(sample(around(0.9))), of_sample(sample(other(0.5)))
+    found = against(a, b)
+    assert found.interval.excludes(0)
+    assert not found.resolved
+    assert resolution(found).endswith(
+        "not resolved by 3 seeds although the interval, which is not corrected, leaves out 0"
+    )
+
+
+def test_the_family_holds_every_arm_against_the_reference() -> None:
+    cells = [
+        *arm("full", around(0.9), around(0.7), around(0.3)),
+        *arm("b", other(0.9), other(0.7), other(0.4)),
+    ]
+    assert len(family(cells, lambda cell: cell.measured.accuracy)) == 5
+    cells += arm("c", other(0.8), other(0.7), other(0.4))
+    assert len(family(cells, lambda cell: cell.measured.margin)) == 4
+
+
+def test_crossed_seeds_are_not_tested() -> None:
+    labels = [f"{a}.{a}.{b}.0" for a in range(3) for b in range(3)]
+    a, b = (
+        of_sample(Sample({label: mean + place / 100 for place, label in enumerate(labels)}))
+        for mean in (0.9, 0.5)
+    )
+    found = against(a, b)
+    assert found.crossed
+    assert not found.resolved
+    assert resolution(found) == "+40.0 points, no interval and no test: crossed seeds"
 
 
 # --- paragraph -----------------------------------------------------------------------------------
 
 
 def test_the_paragraph_states_difference_and_resolution() -> None:
-    low = arm("lora-r4", around(0.896), around(0.7), around(0.31))
-    high = arm("lora-r64", other(0.9), other(0.698), other(0.62))
+    low = arm("lora-r4", many(0.896), many(0.7), many(0.31))
+    high = arm("lora-r64", more(0.9), more(0.698), more(0.62))
     advice = advise([*low, *high])
     assert advice.arm == "lora-r4"
-    assert (
-        "With 1 % trigger, lora-r4 halves the ASR of lora-r64 (31 against 62 %) at a cost of 0.4 points of "
-        "clean accuracy; the difference in ASR is resolved by 3 seeds." in advice.paragraph
+    text = advice.paragraph
+    assert text.startswith("For m on d: lora-r4 (measured: ")
+    assert "21.0 points for lora-r4 against 52.0 points for lora-r64; −31.0 points [" in text
+    assert re.search(r"−31\.0 points \[[^]]*\], resolved by 8 seeds \(Holm p 0\.016\)\.", text)
+    flips = "Accuracy with 30 % label-flip: 70.0 % for lora-r4 against 69.8 % for lora-r64; +0.2 points"
+    assert f"{flips} [" in text
+    assert "Clean accuracy: 89.6 % for lora-r4 against 90.0 % for lora-r64; −0.4 points [" in text
+    assert text.endswith("(p ≤ 0.05 after Holm over 2 or 5 cells).")
+
+
+def test_three_seeds_prefer_no_arm_and_name_the_cheapest() -> None:
+    low = arm("lora-r4", around(0.896), around(0.7), around(0.31), parameters=100)
+    high = arm("full", other(0.9), other(0.5), other(0.92), parameters=2_000)
+    advice = advise([*low, *high])
+    assert (advice.arm, advice.cheapest) == (None, "lora-r4")
+    text = advice.paragraph
+    assert text.startswith(
+        "For m on d: no arm can be preferred on what was measured; the cheapest is lora-r4 (100 trained "
+        "parameters, against 2,000 of full)."
     )
-    assert (
-        "Under 30 % label-flip it keeps an accuracy of 70.0 % against 69.8 % for lora-r64; "
-        "the difference is not resolved by 3 seeds." in advice.paragraph
+    # The t interval of every difference leaves out 0, which is less than the page's rule asks for.
+    assert "not resolved by 3 seeds although the interval, which is not corrected, leaves out 0" in text
+    assert "resolved" not in text.replace("not resolved by 3 seeds", "").replace("Resolved is what", "")
+    assert text.endswith("that takes 8 pairs.")
+
+
+def test_of_arms_that_cannot_be_told_apart_the_cheapest_is_recommended() -> None:
+    cells = [
+        *arm("a", many(0.9), many(0.7), many(0.31), parameters=500),
+        *arm("b", more(0.9), more(0.699), more(0.31), parameters=50),
+        *arm("full", more(0.9), more(0.6), more(0.7), parameters=5_000),
+    ]
+    advice = advise(cells)
+    assert (advice.arm, advice.cheapest) == ("b", "b")
+    assert "It cannot be told apart from a; the cheapest is b (50 trained parameters, against 500 of a)." in (
+        advice.paragraph
     )
-    assert advice.paragraph.startswith("For m on d: lora-r4 (measured: ")
+    assert "Accuracy with 30 % label-flip: 69.9 % for b against 60.0 % for full;" in advice.paragraph
+
+
+def test_an_arm_that_is_only_worse_is_not_recommended_for_unresolved_gains() -> None:
+    """By its sum a is best, on a gain that hangs on one seed; what is resolved speaks against it."""
+    wild = [0.1, 0.9, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
+    cells = [
+        *arm("a", many(0.80), many(0.7), wild),
+        *arm("b", more(0.90), more(0.7), [0.6, 0.5, 0.6, 0.6, 0.1, 0.1, 0.6, 0.6]),
+    ]
+    assert advise(cells).arm == "b"
+
+
+def test_a_collapse_is_named() -> None:
+    cells = [
+        *arm("full", [0.9, 0.91], [0.5, 0.5], [0.3, 0.31]),
+        *arm("lora-r8", [0.9, 0.92], [0.6, 0.61], [0.3, 0.33]),
+    ]
+    spoilt = [
+        dataclasses.replace(c, measured=dataclasses.replace(c.measured, collapsed=2))
+        if (c.arm, c.amount.rate, c.kind) == ("full", 0.3, "flips")
+        else c
+        for c in cells
+    ]
+    assert "collapsed" not in advise(cells).paragraph
+    note = "2 of 2 runs of full collapsed: they predict one class"
+    assert f"({note});" in advise(spoilt).paragraph
+    alone = advise([c for c in spoilt if c.arm == "full"]).paragraph
+    assert f"lowest accuracy under flips 50.0 %, where {note}" in alone
 
 
 def test_one_seed_resolves_nothing_and_predictions_are_called_that() -> None:
     single = [*arm("a", [0.9], [0.7], [0.3]), *arm("b", [0.9], [0.6], [0.9])]
-    assert "is not resolved by 1 seed." in advise(single).paragraph
-    assert "is resolved" not in advise(single).paragraph
+    text = advise(single).paragraph
+    assert "Clean accuracy: 90.0 % for a against 90.0 % for b; +0.0 points with one seed, of which" in text
+    assert "no arm can be preferred on what was measured" in text
+    assert "resolved" not in text
     told = [
         cell(n, "trigger", rate=0.01, told=0.9, asr=asr, baseline_target_rate=0.1)
         for n, asr in (("a", 0.3), ("b", 0.6))
     ]
-    text = advise([*told, cell("a", "clean", told=0.9), cell("b", "clean", told=0.9)]).paragraph
-    assert "(predicted: " in text
-    assert "a halves the ASR of b (30 against 60 %) at equal clean accuracy" in text
-    assert "the difference in ASR is predicted, not measured." in text
+    cells = [*told, cell("a", "clean", told=0.9), cell("b", "clean", told=0.9)]
+    text = advise(cells).paragraph
+    assert text.startswith("For m on d: a (predicted: ")
+    assert (
+        "20.0 points for a against 50.0 points for b; both are predicted, not measured, and their 90 % "
+        "intervals do not overlap." in text
+    )
+    near = [
+        cell(n, "trigger", rate=0.01, told=0.9, asr=asr, baseline_target_rate=0.1)
+        for n, asr in (("a", 0.3), ("b", 0.35))
+    ]
+    assert "no arm can be preferred on what was predicted" in advise([*near, *cells[2:]]).paragraph
 
 
 def test_equal_measurements_resolve_nothing() -> None:
@@ -302,14 +446,15 @@ def test_equal_measurements_resolve_nothing() -> None:
         *arm("a", around(0.9), around(0.7), around(0.3)),
         *arm("b", around(0.9), around(0.7), around(0.6)),
     ]
-    assert "the difference in ASR is not resolved by 3 seeds" in advise(same).paragraph
+    text = advise(same).paragraph
+    assert "−30.0 points at every seed, which gives no interval, not resolved by 3 seeds" in text
 
 
 def test_the_recommended_arm_is_on_the_front_and_has_the_best_sum() -> None:
     cells = [
-        *arm("a", around(0.90), around(0.60), around(0.60)),
-        *arm("b", other(0.88), other(0.70), other(0.30)),
-        *arm("c", other(0.95), other(0.50), other(0.90)),
+        *arm("a", ten(0.90), ten(0.60), ten(0.60)),
+        *arm("b", ten(0.88, 1), ten(0.70, 1), ten(0.30, 1)),
+        *arm("c", ten(0.95, 2), ten(0.50, 2), ten(0.90, 2)),
     ]
     advice = advise(cells)
     assert advice.arm == "b"
@@ -332,10 +477,13 @@ def test_equal_arms_go_by_cost() -> None:
         *arm("a", around(0.9), around(0.7), around(0.3), parameters=500),
         *arm("b", around(0.9), around(0.7), around(0.3), parameters=50),
     ]
-    assert advise(cells).arm == "b"
+    assert (advise(cells).arm, advise(cells).cheapest) == (None, "b")
     slow, fast = ([*around(30.0, 100)], [*other(20.0)])
     timed = [
         cell(n, "clean", seen=around(0.9), measured={"seconds": sample(s)})
         for n, s in (("a", slow), ("b", fast))
     ]
-    assert advise(timed).arm == "b"
+    assert by_name(front(timed))["a"].standing != "front"
+    assert (
+        "all train equally many parameters (1,000), so that none is the cheapest." in advise(timed).paragraph
+    )

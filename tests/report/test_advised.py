@@ -9,10 +9,13 @@ import pytest
 from records_factory import Sweep
 
 from foretaste import hypotheses
+from foretaste.calibration.contrasts import contrast, family
+from foretaste.calibration.quantities import of_sample
 from foretaste.hypotheses import Finding
 from foretaste.hypotheses.decision import LEAST_SEEDS
-from foretaste.report import advised, report
+from foretaste.report import advised, build, calibrated, report
 from foretaste.report.load import load
+from foretaste.report.rows import records_of
 
 RANK = "rank-hurts-under-triggers"
 
@@ -77,6 +80,35 @@ def test_of_several_comparisons_the_decided_ones_are_told(tmp_path: Path) -> Non
     lines = advised.lines([found, found])
     assert lines[0].endswith("2 comparisons: 2 supported.")
     assert len(lines) == 3
+
+
+def test_the_advice_decides_by_the_page_s_own_table_of_pairs(tmp_path: Path) -> None:
+    """Every p of the contrasts is that of the table, in both measures, whatever the arms."""
+    sweep = Sweep(tmp_path)
+    sweep.fill(("full", "lora-r8", "lora-r64"), (0.01, 0.1), range(7))
+    sweep.add("lora-r8", "trigger", rate=0.1, seed=3, status="diverged")
+    sweep.predict("full")
+    (folder,) = load([tmp_path])
+    rows = records_of(build([folder]).pairs)
+    cells = calibrated.cells_of([folder])
+    found = {(cell.arm, cell.attack, cell.amount.label): cell for cell in cells}
+    seen = 0
+    for metric, read in (
+        ("asr_minus_flip", lambda cell: cell.measured.margin),
+        ("clean_accuracy", lambda cell: cell.measured.accuracy),
+    ):
+        tests = family(cells, read)
+        for row in (row for row in rows if row["metric"] == metric):
+            a, b = (found[row[name], row["attack"], row["amount"]] for name in ("arm", "reference"))
+            both = (of_sample(read(cell), "here") for cell in (a, b))
+            held = contrast(*both, tests, listed=True)
+            assert (held.difference.n, held.cells) == (row["n"], len(tests))
+            assert held.p_holm == pytest.approx(row["p_holm"], abs=1e-12)
+            assert held.best_p_holm == pytest.approx(row["best_p_holm"], abs=1e-12)
+            assert held.resolved == (row["verdict"] in ("higher", "lower"))
+            assert held.resolved or held.verdict == row["verdict"]
+            seen += 1
+    assert seen == 4 + 10
 
 
 def test_page_and_terminal_say_what_the_findings_say(tmp_path: Path) -> None:

@@ -187,5 +187,6 @@ def test_the_verdict_says_what_the_table_says(cells: Frames) -> None:
             row = cell_of(cells, attack=attack.attack, arm=gauge.arm, amount=attack.amount)
             assert gauge.shown is (row["effect"] == "took effect")
     assert judge(cells).headline == (
-        "Poison works: label-flip does measurable harm; no effect is shown for trigger."
+        "Poison works: label-flip does measurable harm; with one seed nothing can be tested for trigger "
+        "(ASR − flip rate +90.0 points on full)."
     )

@@ -240,6 +240,19 @@ def test_the_page_says_differences_and_counts_in_words() -> None:
     assert "kernel solves task 3 of 3" in " ".join(sentences)
 
 
+@pytest.mark.parametrize(("split", "said"), [("test", " of test;"), (None, ";")])
+def test_rows_of_a_single_file_are_of_no_split(tmp_path: Path, split: str | None, said: str) -> None:
+    """A task from one file is split by foretaste and has no name for its test part."""
+    records = []
+    for record in made.sweep():
+        task = record.resolved.task.model_copy(update={"test_split": split})
+        resolved = record.resolved.model_copy(update={"task": task})
+        records.append(record.model_copy(update={"resolved": resolved, "run_id": resolved.id}))
+    text = report(made.write(tmp_path / "sweep", *records), images=False).read_text(encoding="utf-8")
+    assert f"{records[0].resolved.task.test_rows} test rows{said}" in text
+    assert "of None" not in text
+
+
 def test_figures_have_one_point_a_split_and_no_nan() -> None:
     found = cells_of.cells(made.sweep() + made.sweep(task="mr"))
     specs = drawn.specs(found, compare(found), dot_rows(found), cells_of.arms_of(found))

@@ -186,7 +186,7 @@ def test_clean_rows_hold_the_flip_rate_alone(tables: Frames) -> None:
 
 def entries(frames: Frames, title: str) -> list[Entry]:
     table = forms_table(frames)
-    place = [column.title for column in table.columns].index(title)
+    place = [column.title.removesuffix(" [95 %]") for column in table.columns].index(title)
     return [row[place] for row in table.rows]
 
 

@@ -13,11 +13,12 @@ import pandas as pd
 import pytest
 from records_factory import SCRIPT, TRIGGER_TEXT, Sweep
 
+from foretaste.calibration.contrasts import pairs_needed
 from foretaste.record import write_atomic
 from foretaste.report import FIGURES, Frames, build, load, report
 from foretaste.report.poison import difference
 from foretaste.report.tables import Column, Entry, Table, latex, missing, to_html, to_latex
-from foretaste.report.verdict import judge, seeds_needed
+from foretaste.report.verdict import judge
 
 
 class Tags(HTMLParser):
@@ -175,8 +176,59 @@ def test_verdict_claims_no_more_than_the_seeds_show(frames: Frames, tmp_path: Pa
     sweep.add("full", "trigger", rate=0.1, seed=0, asr=1.0)
     single = judge(build(load([tmp_path])))
     assert single.attacks[0].tone == "open"
-    assert "one seed gives no interval" in single.attacks[0].headline
+    assert "One seed cannot be tested, however large the effect" in single.attacks[0].headline
     assert any("One seed" in line for line in single.cautions)
+
+
+def test_the_card_counts_every_cell_that_shares_the_correction(tmp_path: Path) -> None:
+    """Of three pairs no p lies below 0.25, so that Holm's p is 1 for four cells as for fifteen."""
+    sweep = Sweep(tmp_path, attacks=["trigger"])
+    sweep.fill(
+        ("full", "lora-r2", "lora-r4", "lora-r8", "lora-r16", "lora-r32"), (0.01, 0.02, 0.05), range(3)
+    )
+    (card,) = judge(build(load([tmp_path]))).attacks
+    assert "3 pairs of seeds over 15 cells cannot reach" in card.comparison
+    assert f"it takes {pairs_needed(15)} pairs" in card.comparison
+    assert pairs_needed(15) == 10
+
+
+def test_one_seed_is_said_to_test_nothing_with_the_size_of_its_effect(tmp_path: Path) -> None:
+    """ASR 100 % where the clean model never falls for it is no sign of no effect."""
+    sweep = Sweep(tmp_path)
+    sweep.add("full", seed=0, flip=0.0, accuracy=0.9)
+    sweep.add("full", "trigger", rate=0.1, seed=0, asr=1.0, accuracy=0.9)
+    sweep.add("full", "label-flip", rate=0.1, seed=0, accuracy=0.8)
+    found = judge(build(load([tmp_path])))
+    assert found.headline == (
+        "With one seed nothing can be tested for label-flip (accuracy change −10.0 points on full) and "
+        "trigger (ASR − flip rate +100.0 points on full)."
+    )
+    trigger = next(attack for attack in found.attacks if attack.attack == "trigger")
+    assert trigger.headline == (
+        "One seed cannot be tested, however large the effect: with 10 % poisoned, ASR − flip rate +100.0 "
+        "points on full."
+    )
+    assert "no effect" not in (found.headline + trigger.headline).lower()
+
+
+def test_a_collapse_is_named_on_the_card(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, attacks=["label-flip"])
+    for seed in range(2):
+        sweep.add("full", seed=seed, accuracy=0.9)
+        sweep.add("full", "label-flip", rate=0.3, seed=seed, collapsed=True, accuracy=0.5)
+    index = report(tmp_path, tmp_path / "page", images=False)
+    found = judge(build(load([tmp_path])))
+    (card,) = found.attacks
+    assert card.headline == (
+        "Nothing is tested with 30 % poisoned, since no arm has an interval: accuracy change −40.0 points on "
+        "full at the most."
+    )
+    assert card.collapse == "runs collapsed to one class (2 of 2 on full)"
+    assert found.headline == (
+        "No effect is shown for label-flip, though runs collapsed to one class (2 of 2 on full)."
+    )
+    (shown,) = re.findall(r"<article.*?</article>", index.read_text(), re.S)
+    assert "Caution: runs collapsed to one class (2 of 2 on full)" in shown
 
 
 def test_verdict_names_a_resolved_difference(tmp_path: Path) -> None:
@@ -187,7 +239,7 @@ def test_verdict_names_a_resolved_difference(tmp_path: Path) -> None:
             sweep.add(arm, "trigger", rate=0.1, seed=seed, asr=asr + seed / 100)
     attack = judge(build(load([tmp_path]))).attacks[0]
     assert attack.headline == "The attack gets through on every arm with 10 % poisoned."
-    assert attack.comparison.startswith("ASR − flip rate differs from full in 1 of 1 cells; most for lora-r8")
+    assert attack.comparison.startswith("ASR − flip rate differs from full in 1 of 1 cell; most for lora-r8")
 
 
 def test_only_clean_runs_make_a_page(tmp_path: Path) -> None:
@@ -197,9 +249,61 @@ def test_only_clean_runs_make_a_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("cells", "n"), [(1, 6), (2, 7), (10, 9)])
-def test_seeds_needed_is_the_least_that_can(cells: int, n: int) -> None:
-    assert seeds_needed(cells) == n
+def test_pairs_needed_is_the_least_that_can(cells: int, n: int) -> None:
+    assert pairs_needed(cells) == n
     assert cells * 2 / 2**n <= 0.05 < cells * 2 / 2 ** (n - 1)
+
+
+def section(html: str, name: str) -> str:
+    found = re.search(rf'<section id="{name}">.*?</section>', html, re.S)
+    assert found, name
+    return found[0]
+
+
+def test_the_advice_stands_by_itself_before_the_predictions(page: Path) -> None:
+    html = page.read_text()
+    order = [html.index(f'id="{name}"') for name in ("verdict", "advice", "predicted", "figures")]
+    assert order == sorted(order)
+    assert 'class="advice"' in section(html, "advice")
+    assert 'class="advice"' not in section(html, "predicted")
+    assert '<a href="#advice">Which arm to use</a>' in html
+
+
+def test_no_table_of_predictions_stands_open_above_the_figures(page: Path) -> None:
+    predicted = section(page.read_text(), "predicted")
+    assert "<details><summary>Every predicted cell" in predicted
+    assert "<details open" not in predicted
+
+
+def test_every_interval_has_its_level_in_the_heading(page: Path) -> None:
+    html = page.read_text()
+    headings = {text.replace("\N{NO-BREAK SPACE}", " ") for text in re.findall(r"<th [^>]*>(.*?)</th>", html)}
+    assert {
+        "ASR, measured [90 %]",
+        "ASR, predicted [90 %]",
+        "ASR [95 %]",
+        "ASR − flip rate [95 %]",
+    } <= headings
+    assert {"Mean difference [95 %]", "Clean accuracy [90 %]", "ASR as trained [95 %]"} <= headings
+    assert not {"Measured", "ASR, measured", "Clean accuracy"} & headings
+
+
+def test_one_is_not_written_as_several(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, attacks=["trigger"])
+    for arm in ("full", "lora-r8"):
+        sweep.add(arm, seed=0)
+        sweep.add(arm, "trigger", rate=0.1, seed=0)
+    html = report(tmp_path, tmp_path / "page", images=False).read_text()
+    assert "1 pair of seeds over 1 cell cannot" in html
+    assert not re.search(
+        r"\b1 (cells|rows|runs|pairs|seeds)\b", re.sub(r"<script.*?</script>", "", html, flags=re.S)
+    )
+
+
+def test_a_table_that_is_cut_off_shows_an_edge(page: Path) -> None:
+    (rule,) = re.findall(r"^\.scroll \{.*\}$", page.read_text(), re.M)
+    assert "var(--edge)" in rule
+    assert "local" in rule
 
 
 def test_tables_escape_and_explain() -> None:

@@ -22,6 +22,7 @@ from foretaste.report import tables
 from foretaste.report.metrics import DEFINITIONS
 from foretaste.report.reproduced import Entry, SurfaceView, TableView, counts, runs, write, write_index
 from foretaste.report.reproduced.cells import Cell, cells
+from foretaste.report.reproduced.findings import overall, tally
 from foretaste.report.reproduced.page import TERMS
 from foretaste.report.reproduced.result_table import result_table
 
@@ -108,6 +109,30 @@ def test_the_page_says_what_it_shows(page: Path) -> None:
         "read the median there",
     ):
         assert wanted in text, wanted
+
+
+def test_what_came_out_stands_before_the_claim_and_the_figure(page: Path) -> None:
+    html = page.read_text(encoding="utf-8")
+    places = [html.index(part) for part in ("What came out", "What the paper reads off it", 'id="figure"')]
+    assert places == sorted(places)
+    (largest,) = re.findall(r'<p class="headline">(.*?)</p>', html)
+    assert largest == "The paper’s finding: supported; 1 more without the runs for it."
+    assert "<li>LoRA loses more accuracy. Supported: Accuracy lost: 3.00 points [1.00, 5.00] over 3" in html
+
+
+def test_verdicts_are_counted_in_words() -> None:
+    open_, against = replace(Finding(), decision="not resolved"), replace(Finding(), decision="contradicted")
+    assert overall([]) == overall([NOTHING]) == "No finding of the paper is tested on these runs."
+    assert overall([open_]) == "The paper’s finding: not resolved."
+    assert overall([open_, open_]) == "All 2 verdicts on the paper’s findings: not resolved."
+    assert tally([open_, open_]) == ["LoRA loses more accuracy. Not resolved on all 2 groups of runs."]
+    several = [open_, Finding(), open_, against]
+    assert overall(several) == (
+        "Of 4 verdicts on the paper’s findings: 1 supported, 1 contradicted, 2 not resolved."
+    )
+    assert tally(several) == [
+        "LoRA loses more accuracy. 1 supported, 1 contradicted, 2 not resolved, of 4 groups of runs."
+    ]
 
 
 def test_the_terms_that_are_explained_exist() -> None:

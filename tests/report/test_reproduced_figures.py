@@ -224,6 +224,22 @@ def test_collapsed_failed_and_undefined_runs_are_counted(tmp_path: Path) -> None
     assert (mean["n"], mean["failed"], mean["collapsed"]) == (2, 1, 1)
 
 
+def test_crosses_of_collapsed_runs_are_drawn_over_the_means(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "s", attacks=["label-flip"])
+    for seed in range(2):
+        sweep.add("full", seed=seed)
+        sweep.add("full", "label-flip", rate=0.3, seed=seed, collapsed=True, accuracy=0.5)
+    view = GridView(kind="grid", x="rate", measures={"label-flip": ["accuracy"]})
+    (panel,) = grid.draw(cells_of(source(sweep, attacks=("label-flip",))), view).panels
+    layers = panel.chart.to_dict(validate=False)["layer"]
+    *below, mean, crosses = layers
+    assert crosses["mark"]["shape"] == "cross"
+    assert crosses["transform"][-1]["filter"] == "datum.state == 'collapsed'"
+    assert crosses["mark"]["opacity"] == 1
+    assert crosses["mark"]["size"] > mean["mark"]["size"]
+    assert not any(layer["mark"].get("shape") == "cross" for layer in below)
+
+
 def test_two_protocols_lie_over_each_other(tmp_path: Path) -> None:
     first, second = rates(tmp_path / "a"), rates(tmp_path / "b", lift=-0.1)
     both = [source(first), source(second, variant="paper")]

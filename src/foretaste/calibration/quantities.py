@@ -96,7 +96,7 @@ def known(by_arm: ByArm, compared: Sequence[str], adjusted: Mapping[Key, Adjuste
     readers: tuple[tuple[str, Kind, Read, Pick], ...] = (
         ("clean", "clean", lambda cell: _accuracy(cell, adjusted), _lowest),
         ("worst", "flips", lambda cell: _accuracy(cell, adjusted), _lowest),
-        ("margin", "backdoor", lambda cell: _margin(cell, adjusted), _highest),
+        ("margin", "backdoor", lambda cell: margin(cell, adjusted), _highest),
     )
     for name, kind, read, pick in readers:
         of_kind = {arm: [cell for cell in cells if cell.kind == kind] for arm, cells in by_arm.items()}
@@ -220,7 +220,8 @@ def _accuracy(cell: Cell, adjusted: Mapping[Key, Adjusted]) -> Quantity | None:
     return None if interval is None else Quantity(interval.mean, interval.low, interval.high, "predicted", at)
 
 
-def _margin(cell: Cell, adjusted: Mapping[Key, Adjusted]) -> Quantity | None:
+def margin(cell: Cell, adjusted: Mapping[Key, Adjusted]) -> Quantity | None:
+    """ASR minus flip rate of a cell; None where there is neither a measured nor a predicted one."""
     at = label(cell)
     if cell.measured.margin.n:
         return of_sample(cell.measured.margin, at)

@@ -172,6 +172,7 @@ def _front(item: Advice) -> list[Row]:
             **dict(zip(PLACE, item.task, strict=True)),
             "arm": arm.name,
             "recommended": arm.name == item.arm,
+            "cheapest": arm.name == item.cheapest,
             "standing": arm.standing,
             "by": ", ".join(arm.by or arm.diverged),
         }
@@ -240,7 +241,7 @@ PREDICTED = (
 )
 CERTIFIED = (*PLACE, "arm", "flips", "share", "found", "random", "head")
 FRONT = (
-    *(*PLACE, "arm", "recommended", "standing", "by"),
+    *(*PLACE, "arm", "recommended", "cheapest", "standing", "by"),
     *(f"{criterion.name}{end}" for criterion in CRITERIA for end in QUANTITY),
 )
 SCORE_COLUMNS = (

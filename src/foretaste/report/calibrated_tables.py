@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from foretaste.calibration.quantities import CRITERIA
+from foretaste.calibration.quantities import CRITERIA, Criterion
 from foretaste.report.calibrated import GAINS
 from foretaste.report.cells import Frames
 from foretaste.report.figures.axes import varying
@@ -33,7 +33,10 @@ def predicted_table(frames: Frames) -> Table:
         *(Column("Attack"), Column("Poison", held=1), Column("Arm", held=2)),
         *(
             Column(title, numeric=True)
-            for title in ("Accuracy, predicted", "Measured", "ASR, predicted", "ASR, measured")
+            for title in (
+                *("Accuracy, predicted [90 %]", "Accuracy, measured [90 %]"),
+                *("ASR, predicted [90 %]", "ASR, measured [90 %]"),
+            )
         ),
         *(Column("Prediction"), Column("Because")),
     ]
@@ -139,12 +142,12 @@ def front_table(frames: Frames) -> Table:
     columns = [
         *(Column(name.capitalize()) for name in outer),
         *(Column("Arm", held=1), Column("Standing")),
-        *(Column(criterion.label, numeric=True) for criterion in CRITERIA),
+        *(Column(_titled(criterion), numeric=True) for criterion in CRITERIA),
     ]
     rows = [
         [
             *(Entry(row[name]) for name in outer),
-            Entry(row["arm"], arm=row["arm"], detail="recommended" if row["recommended"] else ""),
+            Entry(row["arm"], arm=row["arm"], detail=_advised(row)),
             Entry(_standing(row), tone="strong" if row["standing"] == "front" else ""),
             *(_quantity(row, criterion.name) for criterion in CRITERIA),
         ]
@@ -152,7 +155,8 @@ def front_table(frames: Frames) -> Table:
     ]
     notes = (
         "Front: no other arm is as good in everything and better in something. Dominated: one is, and paired "
-        "95 % t intervals over three seeds or more show it; not resolved: one is, but they do not. Diverged: "
+        "95 % t intervals over three seeds or more, not corrected, leave out 0; not resolved: one is, but "
+        "they do not. The table of pairs asks for more, and so does the advice. Diverged: "
         "it has no completed run at an attack and amount that it was measured at, so it is compared with no "
         "other. The others are compared where all of them have a value. Shares in per cent with 90 % "
         "intervals; predicted values stand in for unmeasured ones.",
@@ -216,6 +220,16 @@ def _covered(row: Row) -> Entry:
         return missing(row["coverage_reason"])
     detail = f"[{_plain(row['coverage_low'])}, {_plain(row['coverage_high'])}] %"
     return Entry(f"{row['covered']} of {row['with_interval']}", detail)
+
+
+def _titled(criterion: Criterion) -> str:
+    return criterion.label if criterion.name == "parameters" else f"{criterion.label} [90 %]"
+
+
+def _advised(row: Row) -> str:
+    if row["recommended"]:
+        return "recommended"
+    return "cheapest; none is\npreferred" if row["cheapest"] else ""
 
 
 def _standing(row: Row) -> str:

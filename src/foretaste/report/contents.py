@@ -46,7 +46,7 @@ def cells_table(frames: Frames) -> Table:
         *(Column(name.capitalize()) for name in outer),
         *(Column("Attack"), Column("Poison", held=1), Column("Arm", held=2)),
         *(Column("Runs"), Column("Effect")),
-        *(Column(METRICS[name].label, numeric=True) for name in CELL_METRICS),
+        *(Column(f"{METRICS[name].label} [95 %]", numeric=True) for name in CELL_METRICS),
     ]
     rows = [
         [
@@ -83,9 +83,9 @@ def pairs_table(frames: Frames, pairs: pd.DataFrame, title: str = "Paired differ
         *([Column("Metric")] if several else []),
         *(Column("Attack"), Column("Poison", held=1), Column("Arm", held=2), Column("Reference")),
         Column("Pairs", numeric=True),
-        Column("Mean difference", numeric=True),
+        Column("Mean difference [95 %]", numeric=True),
         Column("Median", numeric=True),
-        Column("Over seeds and rows", numeric=True),
+        Column("Over seeds and rows [95 %]", numeric=True),
         Column("p", numeric=True),
         Column("Holm p", numeric=True),
         Column("Result"),

@@ -23,11 +23,11 @@ def forms_table(frames: Frames) -> Table:
         *(Column(name.capitalize()) for name in outer),
         *(Column("Attack"), Column("Poison", held=1), Column("Arm", held=2)),
         *(Column("Trigger put in as"), Column("Attacker wants"), Column("Result"), Column("Seeds")),
-        Column("Rows called the target class", numeric=True),
-        Column("Same rows, clean model", numeric=True),
-        Column("Difference", numeric=True),
-        Column("ASR as trained", numeric=True),
-        Column("Highest false activation", numeric=True),
+        Column("Rows called the target class [95 %]", numeric=True),
+        Column("Same rows, clean model [95 %]", numeric=True),
+        Column("Difference [95 %]", numeric=True),
+        Column("ASR as trained [95 %]", numeric=True),
+        Column("Highest false activation [95 %]", numeric=True),
     ]
     rows = [
         [

@@ -84,7 +84,8 @@ def render(folders: Sequence[Folder], frames: Frames, figures: dict[str, dict[Ov
         "period": provenance.period(folders),
         "verdict": verdict.judge(frames),
         "figures": _figures(frames, figures, "measured"),
-        "predicted": _predicted(folders, frames, figures, html),
+        "advised": _advised(folders, frames, html),
+        "predicted": _predicted(frames, figures, html),
         "amount": usual_amount(frames),
         "cells": html(contents.cells_table(frames)),
         "forms": _unless_empty(forms_table(frames), html),
@@ -122,10 +123,10 @@ def _figures(frames: Frames, figures: Iterable[str], section: Section) -> list[F
     return [figure for figure in found if figure.section == section]
 
 
-def _predicted(
-    folders: Sequence[Folder], frames: Frames, figures: Iterable[str], html: functools.partial[Markup]
+def _advised(
+    folders: Sequence[Folder], frames: Frames, html: functools.partial[Markup]
 ) -> dict[str, Any] | None:
-    """The part of the page on predictions, None without any."""
+    """Which arm to use, None without predictions, which stand in for what was not measured."""
     if not len(frames.predicted):
         return None
     found = advised.findings(record for folder in folders for record in folder.records)
@@ -134,6 +135,16 @@ def _predicted(
         "advice": calibrated.advice_of(folders),
         "sentences": advised.lines(found),
         "findings": (findings, html(findings)) if findings else None,
+    }
+
+
+def _predicted(
+    frames: Frames, figures: Iterable[str], html: functools.partial[Markup]
+) -> dict[str, Any] | None:
+    """The part of the page on predictions, None without any."""
+    if not len(frames.predicted):
+        return None
+    return {
         "figures": _figures(frames, figures, "predicted"),
         "tables": [(table, html(table)) for table in calibrated_tables.all_tables(frames)],
         "scored": len(frames.scores) > 0,

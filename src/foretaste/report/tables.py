@@ -89,7 +89,7 @@ def to_html(table: Table, *, arms: Sequence[str] = ()) -> Markup:
     """
     reasons = _reasons(table)
     head = Markup("").join(
-        Markup('<th scope="col" class="{}">{}</th>').format(" ".join(column.classes), column.title)
+        Markup('<th scope="col" class="{}">{}</th>').format(" ".join(column.classes), _unbroken(column.title))
         for column in table.columns
     )
     body = Markup("").join(
@@ -106,6 +106,11 @@ def to_html(table: Table, *, arms: Sequence[str] = ()) -> Markup:
         '<div class="scroll" tabindex="0" role="region" aria-label="{}"><table><thead><tr>{}</tr></thead>'
         "<tbody>{}</tbody></table></div>{}"
     ).format(table.title, head, body, Markup('<ul class="notes">{}</ul>').format(notes) if notes else "")
+
+
+def _unbroken(title: str) -> str:
+    """A heading whose level does not fall apart where the line ends: "[95 %]"."""
+    return title.replace(" %]", "\N{NO-BREAK SPACE}%]")
 
 
 def to_latex(table: Table) -> str:

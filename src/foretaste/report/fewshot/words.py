@@ -69,7 +69,9 @@ def facts(
         run = cell.runs[0].resolved
         task = run.task
         source = task.request.source + (f" ({task.request.config})" if task.request.config else "")
-        rows = f"{len(task.classes)} classes, {task.test_rows:,} test rows of {task.test_split}"
+        # A single file has no split of its own for testing.
+        split = f" of {task.test_split}" if task.test_split is not None else ""
+        rows = f"{len(task.classes)} classes, {task.test_rows:,} test rows{split}"
         lines += [
             ("model", f"{run.model.request.base}, {run.model.kind}; content {run.model.fingerprint[:19]}"),
             ("task", f"{task.name}: {source}; {rows}; content {task.fingerprint[:12]}"),

@@ -18,8 +18,8 @@ STANDINGS = ["front", "not resolved", "dominated", "diverged"]
     "pareto",
     title="Which arm to use",
     caption="Every arm with its 90 % intervals; filled where both values were measured, a square where "
-    "another arm is better in everything but the seeds do not show it, a cross where they do, a triangle "
-    "where an arm diverged.",
+    "another arm is better in everything but the seeds do not show it, a cross where uncorrected t intervals "
+    "do, a triangle where an arm diverged.",
     needs=NEEDS,
     amounts=False,
     section="predicted",

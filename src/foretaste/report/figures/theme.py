@@ -67,6 +67,7 @@ def theme(*, dark: bool = False, ground: str | None = None) -> dict[str, Any]:
         "range": {"category": list(DARK_ARMS if dark else LIGHT_ARMS)},
         "style": {
             "reference": {"color": soft, "stroke": soft, "strokeDash": [4, 3], "strokeWidth": 1.1},
+            "collapsed": {"stroke": "#1A1E24" if dark else "#FFFFFF", "strokeWidth": 1.2},
             "heading": {"color": ink, "fill": ink, "fontSize": 13, "fontWeight": 600},
             "remark": {"color": soft, "fill": soft, "fontSize": 11},
             "placeholder": {"color": soft, "fill": soft, "fontSize": 13, "lineHeight": 20},

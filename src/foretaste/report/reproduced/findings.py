@@ -6,6 +6,7 @@ The verdicts are made elsewhere, from records; a page shows what it is given.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -21,6 +22,8 @@ NOTES = (
     "contradicted where p, after Holm's correction over every finding tested, is at most 0.05. Not resolved "
     "is not refuted: so few seeds show large effects only.",
 )
+UNTESTED = "no records"
+DECISIONS = ("supported", "contradicted", "not resolved", UNTESTED)
 TONES: dict[str, Tone] = {"supported": "strong", "contradicted": "warn"}
 
 
@@ -92,6 +95,43 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     ]
     rows = [_row(finding) for finding in findings]
     return Table(NAME, "What the paper finds, on these runs", columns, rows, _frame(findings), NOTES)
+
+
+def tally(findings: Sequence[Finding]) -> list[str]:
+    """How each finding was decided, in a sentence with the numbers of verdicts; none tested gives none."""
+    by_name: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_name.setdefault(finding.hypothesis, []).append(finding)
+    return [_told(own) for own in by_name.values()]
+
+
+def overall(findings: Sequence[Finding]) -> str:
+    """All verdicts in one sentence."""
+    tested = [finding for finding in findings if finding.decision != UNTESTED]
+    if not tested:
+        return "No finding of the paper is tested on these runs."
+    number, rest = len(tested), len(findings) - len(tested)
+    tail = f"; {rest} more without the runs for it" if rest else ""
+    if len({finding.decision for finding in tested}) == 1:
+        lead = "The paper’s finding" if number == 1 else f"All {number} verdicts on the paper’s findings"
+        return f"{lead}: {tested[0].decision}{tail}."
+    return f"Of {number} verdicts on the paper’s findings: {_counts(tested)}{tail}."
+
+
+def _told(own: Sequence[Finding]) -> str:
+    statement = own[0].entry.statement
+    if len(own) > 1 and len({finding.decision for finding in own}) == 1:
+        return f"{statement} {own[0].decision.capitalize()} on all {len(own)} groups of runs."
+    if len(own) > 1:
+        return f"{statement} {_counts(own)}, of {len(own)} groups of runs."
+    return f"{statement} {own[0].decision.capitalize()}: {own[0].reason}"
+
+
+def _counts(findings: Sequence[Finding]) -> str:
+    """As in "1 supported, 3 not resolved"."""
+    decisions = Counter(str(finding.decision) for finding in findings)
+    order = [*DECISIONS, *(name for name in decisions if name not in DECISIONS)]
+    return ", ".join(f"{decisions[name]} {name}" for name in order if decisions[name])
 
 
 def distinct(findings: Sequence[Finding]) -> list[Finding]:

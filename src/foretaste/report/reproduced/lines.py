@@ -29,6 +29,7 @@ FORMS: dict[X, str] = {
 }
 BASES: dict[X, float | None] = {"rate": None, "rank": 2, "k": 10, "learning_rate": 10}
 HAVE: dict[X, str] = {"rate": "poison rate", "rank": "rank", "k": "k", "learning_rate": "learning rate"}
+CROSS = 110  # area of a collapsed run's cross, of a mean 46
 RUN_FIELDS = ("seed", "text", "state")
 MEAN_FIELDS = ("text", "sd", "median", "n", "collapsed", "failed", "realised")
 
@@ -65,9 +66,8 @@ class Lines:
         base = alt.Chart().encode(x=x, color=arm_colour(self.series, legend=legend, field="series"))
         mean = base.transform_filter("datum.layer == 'mean'")
         line = mean.encode(strokeDash=self._dash(legend=legend)) if len(self.strokes) > 1 else mean
-        states = ["run", "collapsed"]
-        shape = alt.Shape("state:N", legend=None, scale=alt.Scale(domain=states, range=["circle", "cross"]))
-        size = alt.Size("state:N", legend=None, scale=alt.Scale(domain=states, range=[20, 62]))
+        run = base.transform_filter("datum.layer == 'run'")
+        tooltip = self._tooltip(RUN_FIELDS)
         apart = alt.Detail(["protocol:N", "stroke:N"])
         layers = [
             mean.mark_area(opacity=0.13, clip=True).encode(
@@ -75,13 +75,17 @@ class Lines:
                 y2=alt.Y2("high:Q"),
                 detail=apart,
             ),
-            base.transform_filter("datum.layer == 'run'")
-            .mark_point(filled=True, opacity=0.4, clip=True)
-            .encode(y=y, shape=shape, size=size, tooltip=self._tooltip(RUN_FIELDS)),
+            run.transform_filter("datum.state == 'run'")
+            .mark_point(filled=True, shape="circle", size=20, opacity=0.4, clip=True)
+            .encode(y=y, tooltip=tooltip),
             line.mark_line(strokeWidth=2.2).encode(y=y, detail=apart),
             mean.mark_point(size=46, filled=True, opacity=1).encode(
                 y=y, tooltip=self._tooltip(MEAN_FIELDS, mean=True)
             ),
+            # On top, larger than a mean and with an edge: runs that collapse alike lie under their mean.
+            run.transform_filter("datum.state == 'collapsed'")
+            .mark_point(filled=True, shape="cross", size=CROSS, opacity=1, clip=True, style="collapsed")
+            .encode(y=y, tooltip=tooltip),
         ]
         if self.shown.change:
             layers.insert(1, alt.Chart().mark_rule(style="reference").encode(y=alt.datum(0.0)))

@@ -19,7 +19,7 @@ from foretaste.report.reproduced.cells import Cell
 from foretaste.report.reproduced.counts import Counts, count
 from foretaste.report.reproduced.drawn import Drawn
 from foretaste.report.reproduced.facts import facts
-from foretaste.report.reproduced.findings import Finding, findings_table
+from foretaste.report.reproduced.findings import Finding, findings_table, overall, tally
 from foretaste.report.reproduced.item import PROTOCOLS, Item, Source
 from foretaste.report.reproduced.published import published_table
 from foretaste.report.reproduced.result_table import result_table
@@ -80,7 +80,8 @@ def write(
         save(drawn.spec(), out / "figures" / FIGURE)
     arms = list(dict.fromkeys(colour(cell) for cell in found))
     index = out / "index.html"
-    write_atomic(index, _render(item, sweeps, found, drawn, (*shown, judged), arms))
+    outcome = (overall(findings), tally(findings))
+    write_atomic(index, _render(item, sweeps, found, drawn, (*shown, judged), arms, outcome))
     return index
 
 
@@ -129,6 +130,7 @@ def _render(
     drawn: Drawn | None,
     shown: Sequence[Table],
     arms: Sequence[str],
+    outcome: tuple[str, Sequence[str]],
 ) -> str:
     measured = [sweep for sweep in sweeps if sweep.runs]
     folders = [sweep.folder for sweep in measured]
@@ -139,6 +141,7 @@ def _render(
         "facts": facts(item, measured, found),
         "counts": count(record for folder in folders for record in folder.records),
         "cautions": _cautions(sweeps, found),
+        "outcome": outcome,
         "figure": drawn,
         "results": (results, tables.to_html(results, arms=arms)),
         "findings": _html(judged) if judged.rows else None,
