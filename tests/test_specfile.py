@@ -324,3 +324,109 @@ def test_any_mapping(content: dict[str, Any]) -> None:
 def test_texts_that_once_broke_the_reader(text: str) -> None:
     """Each made `parse` raise something that is no UserError, or is a near relative of one that did."""
     spec_or_error(text)
+
+
+# --- places as the user wrote them ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seeds: [0, 0]", "a.yaml:8: seeds repeat: [0, 0]; the same seed twice is not a second measurement"),
+        ("title: x\nseeds: []", "a.yaml:9: seeds must not be empty"),
+        (
+            "name: my sweep",
+            "a.yaml:8: 'name' is 'my sweep': a name has letters, digits, '.', '_' and '-', and begins with a "
+            "letter or a digit. Write my-sweep.",
+        ),
+        (
+            "name: '?'",
+            "a.yaml:8: 'name' is '?': a name has letters, digits, '.', '_' and '-', and begins with",
+        ),
+        (
+            "seeds: 3",
+            "a.yaml:8: 'seeds' is 3: input should be a valid list or a valid dictionary or instance",
+        ),
+    ],
+)
+def test_the_line_and_the_words_of_the_user(text: str, says: str) -> None:
+    line = message(HEAD + text)
+    assert line.startswith(says)
+    assert "the whole" not in line
+    assert len(line) < 220
+
+
+def test_of_equally_near_words_the_first_is_meant() -> None:
+    line = message("data: {source: x, columns: {text: review}}\n" + HEAD[HEAD.index("model") :])
+    assert "unknown key 'data.columns.text'" in line
+    assert "Did you mean 'text_a'?" in line
+
+
+FEW = """\
+name: x
+model: {base: b}
+tasks:
+  - name: own
+    data: {source: a.csv}
+    prompt: {PROMPT}
+k: [2]
+arms:
+  - {kind: zero-shot}
+  - {ARM}
+"""
+WORDS = "words: [bad, good]"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "arm", "says"),
+    [
+        ("{" + WORDS + "}", "{kind: zero-shot}", "a.yaml:6: 'tasks.0.prompt.template' is missing"),
+        (
+            "{" + WORDS + ", tempalte: x}",
+            "{kind: zero-shot}",
+            "a.yaml:6: unknown key 'tasks.0.prompt.tempalte' (allowed: template, words",
+        ),
+        ("sst2", "{kind: fine-tune, optimiser: sdg}", "a.yaml:10: 'arms.1.optimiser' is 'sdg'"),
+        ("sst2", "{kind: fine-tune, zz: 1}", "a.yaml:10: unknown key 'arms.1.zz' (allowed: "),
+    ],
+)
+def test_members_of_a_union_are_no_part_of_a_place(prompt: str, arm: str, says: str) -> None:
+    from foretaste.fewshot.spec import FewShotSpec
+
+    line = message(FEW.replace("{PROMPT}", prompt).replace("{ARM}", arm), FewShotSpec)
+    assert line.startswith(says)
+
+
+def test_an_option_of_two_kinds() -> None:
+    from foretaste.attacks import build
+
+    with pytest.raises(UserError) as caught:
+        build("trigger", {"target": True}, ["no", "yes"], where="attacks.0")
+    assert str(caught.value) == (
+        "attacks.0: 'target' is True: input should be a valid string or a valid integer"
+    )
+    with pytest.raises(
+        UserError, match=r"^here: 'source_classes.1' is 2.5: input should be a valid string or"
+    ):
+        build("trigger", {"source_classes": ["no", 2.5]}, ["no", "yes"], where="here")
+
+
+@pytest.mark.parametrize("command", ["instruct", "fewshot", "measure"])
+def test_a_spec_of_another_command(command: str) -> None:
+    from foretaste.fewshot.spec import FewShotSpec
+    from foretaste.instruct.spec import InstructSpec
+    from foretaste.specfile import TELLING
+
+    kinds = {"measure": MeasureSpec, "instruct": InstructSpec, "fewshot": FewShotSpec}
+    for name, keys in TELLING.items():
+        assert set(keys) <= set(kinds[name].model_fields)
+        for other in kinds.keys() - {name}:
+            assert not set(keys) & set(kinds[other].model_fields)
+    given, key = ("measure", "attacks") if command != "measure" else ("fewshot", "tasks")
+    text = HEAD.replace("bert", "bert\n  pooling: mean") + f"{key}: []\n"
+    assert message(text, kinds[command]) == (
+        f"a.yaml: this looks like a spec of {given} (it has '{key}'), and a spec of {command} is wanted. "
+        f"Use `foretaste {given}`."
+    )
+    # A key of its own beside it makes it a slip of the pen.
+    assert "unknown key '" in message(text + f"{TELLING[command][0]}: []\n", kinds[command])

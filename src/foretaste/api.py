@@ -67,6 +67,12 @@ def poison(
     from foretaste import data
 
     loaded = data.from_dataset(rows, columns=columns, labels=list(labels) if labels else None)
+    if len(loaded.train) < len(rows):
+        raise UserError(
+            f"{len(rows) - len(loaded.train)} of {len(rows)} rows have no label",
+            where="rows",
+            cure="Take them out first (`rows.filter`): the poisoned rows would lack them.",
+        )
     return _poison(loaded.train, loaded.classes, attack, rate, count, selection, seed, base_dir, options)
 
 
@@ -84,6 +90,7 @@ def poison_file(
     columns: Columns | None = None,
     labels: Sequence[str] | None = None,
     base_dir: str | Path | None = None,
+    on_note: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Manifest:
     """Write a poisoned copy of a data file with all its columns, and a manifest of the changed rows.
@@ -100,6 +107,8 @@ def poison_file(
         columns: Names of the columns.
         labels: Class names in the order of their ids.
         base_dir: Folder that relative paths in the options start from; the working folder by default.
+        on_note: Hears, in sentences, of rows that stay as they are for want of a label, and of an older file
+            that `target` has replaced.
         **options: The attack's own options.
 
     Raises:
@@ -107,12 +116,18 @@ def poison_file(
     """
     from foretaste import data
 
-    if target.exists() and target.samefile(source):
+    # A missing source is the reader's to refuse.
+    if target.exists() and source.exists() and target.samefile(source):
         raise UserError("input and output are the same file", where=str(target))
     file = data.read_rows(source, columns, labels=labels)
     poisoned = _poison(file.rows, file.classes, attack, rate, count, selection, seed, base_dir, options)
+    replaced = target.exists()
     data.write_rows(file, poisoned.rows, target)
     write_atomic(manifest, poisoned.manifest.model_dump_json(indent=1))
+    notes = [f"{file.unlabelled} rows without a label are left as they are"] if file.unlabelled else []
+    notes += [f"an older file {target} is replaced"] if replaced else []
+    for note in notes if on_note is not None else []:
+        on_note(note)  # type: ignore[misc]
     return poisoned.manifest
 
 

@@ -57,11 +57,16 @@ def in_a_line(error: Exception) -> str:
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:
-    """The allowed word that is most like `word`, or None when nothing is close."""
+    """The allowed word that is most like `word`, of equal ones the first; None when nothing is close."""
     names = list(allowed)
     folded = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(word.lower(), list(folded), n=1, cutoff=0.5)
-    return folded[close[0]] if close else None
+    close = difflib.get_close_matches(word.lower(), list(folded), n=3, cutoff=0.5)
+    best = [name for name in close if _alike(word.lower(), name) == _alike(word.lower(), close[0])]
+    return folded[min(best, key=list(folded).index)] if best else None
+
+
+def _alike(word: str, name: str) -> float:
+    return difflib.SequenceMatcher(None, name, word).ratio()
 
 
 def unknown(kind: str, word: str, allowed: Iterable[str], *, where: str | None = None) -> UserError:

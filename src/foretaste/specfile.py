@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,10 @@ Location = tuple[int | str, ...]
 MOST_VALUES = 200_000
 DEEPEST = 40
 MOST_CHARACTERS = 4_000_000
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""The pattern of names that become folders."""
+WANTED = "Input should be "
+"""How pydantic begins a sentence on the kind of a value."""
 MOST_DIGITS = 1000  # of a whole number; Python refuses to write out more than 4300
 
 
@@ -167,11 +172,44 @@ def validate(value: dict[str, Any], kind: type[M], *, origin: str, root: yaml.No
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise describe(error, kind, origin=origin, root=root) from None
+        _refuse_other_kind(value, kind, origin)
+        raise describe(error, kind, origin=origin, root=root, value=value) from None
+
+
+# Top-level keys that one kind of spec has and the others have not, by the command that takes it.
+TELLING = {
+    "measure": ("attacks", "predict", "kernel"),
+    "instruct": ("scenario", "triggers", "generation", "judge"),
+    "fewshot": ("tasks", "k", "splits", "arms"),
+}
+
+
+def _refuse_other_kind(value: Mapping[str, Any], kind: type[BaseModel], origin: str) -> None:
+    """Say so where the keys are those of another command's spec and none is of this one's.
+
+    Raises:
+        UserError: They are.
+    """
+    told = {name: [key for key in keys if key in value] for name, keys in TELLING.items()}
+    own = next((name for name, keys in TELLING.items() if set(keys) <= set(kind.model_fields)), None)
+    if own is None or told[own]:
+        return
+    other = max(told, key=lambda name: len(told[name]))
+    if told[other]:
+        raise UserError(
+            f"this looks like a spec of {other} (it has '{told[other][0]}'), and a spec of {own} is wanted",
+            where=origin,
+            cure=f"Use `foretaste {other}`.",
+        )
 
 
 def describe(
-    error: ValidationError, kind: type[BaseModel], *, origin: str, root: yaml.Node | None = None
+    error: ValidationError,
+    kind: type[BaseModel],
+    *,
+    origin: str,
+    root: yaml.Node | None = None,
+    value: Mapping[str, Any] | None = None,
 ) -> UserError:
     """A pydantic error as one line for the user.
 
@@ -180,42 +218,83 @@ def describe(
         kind: The model that was asked for; its fields give the nearest right key.
         origin: File or object that holds the value.
         root: YAML node of the whole document, for line numbers.
+        value: What was validated, which tells the user's keys from the names of a union's members.
     """
     # In a union every branch complains; an unknown key is then the most telling.
     found = error.errors(include_url=False)
     first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
-    # The last part of an unknown key's place is the user's word, whatever it looks like.
-    last = len(first["loc"]) - 1 if first["type"] == "extra_forbidden" else None
-    path = tuple(part for i, part in enumerate(first["loc"]) if i == last or not _is_branch(part))
-    line = _line(root, path)
+    path = _written(first, value)
+    text = first["msg"].removeprefix("Value error, ")
+    # A check of the whole has no place of its own: it is about the key that its message names.
+    line = _line(root, path or _named_in(text, first["input"]))
     where = f"{origin}:{line}" if line else origin
-    key = ".".join(str(part) for part in path) or "the whole"
+    key = ".".join(str(part) for part in path)
     cure: str | None = None
     if first["type"] == "extra_forbidden":
-        allowed = _fields_at(kind, path[:-1])
+        allowed = _fields_at(kind, first["loc"][:-1])
         guess = nearest(str(path[-1]), allowed)
         message = f"unknown key '{key}' (allowed: {', '.join(allowed)})"
         cure = f"Did you mean '{guess}'?" if guess else None
     elif first["type"] == "missing":
         message = f"'{key}' is missing"
+    elif not path:
+        message = f"{text[0].lower()}{text[1:]}"
     else:
-        text = first["msg"].removeprefix("Value error, ")
         shown = repr(first["input"])
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        if first["type"] == "string_pattern_mismatch" and first["ctx"]["pattern"] == NAME:
+            text = "a name has letters, digits, '.', '_' and '-', and begins with a letter or a digit"
+            plain = re.sub(r"[^A-Za-z0-9._-]+", "-", first["input"]).strip("-._")
+            cure = f"Write {plain}." if plain else None
+        text = _either(text, [item["msg"] for item in found if _written(item, value) == path])
         message = f"'{key}' is {shown}: {text[0].lower()}{text[1:]}"
         if first["type"] == "literal_error" and isinstance(first["input"], str):
             words = [word.strip(" '") for word in first["ctx"]["expected"].replace(" or ", ",").split(",")]
             guess = nearest(first["input"], words)
             cure = f"Did you mean '{guess}'?" if guess else None
-    others = len({tuple(item["loc"]) for item in found}) - 1
-    if others > 0 and len(found) > 1 and not any(_is_branch(part) for part in first["loc"]):
-        cure = f"{cure or ''} ({others} more after this one)".strip()
+    # What the other members of a union say of the same value, or of what holds it, is no further mistake.
+    places = {place for item in found if (place := _written(item, value)) != path[: len(place)]}
+    if places:
+        cure = f"{cure or ''} ({len(places)} more after this one)".strip()
     return UserError(message, where=where, cure=cure)
+
+
+def _written(item: Any, value: Mapping[str, Any] | None) -> Location:
+    """The place of an error without the names of a union's members, such as "str", which nobody wrote."""
+    last = len(item["loc"]) - 1
+    named = item["type"] in {"extra_forbidden", "missing"}  # the user's word, or the one that is wanted
+    place: list[int | str] = []
+    here: Any = value
+    for number, part in enumerate(item["loc"]):
+        if isinstance(here, Mapping):
+            kept = part in here
+        elif isinstance(here, list | tuple):
+            kept = isinstance(part, int) and part < len(here)
+        else:
+            kept = value is None and not _is_branch(part)
+        if kept and here is not None:
+            here = here[part]
+        if kept or (named and number == last):
+            place.append(part)
+    return tuple(place)
 
 
 def _is_branch(part: int | str) -> bool:
     # pydantic names the member of a union inside the location, e.g. "list[constrained-int]".
     return isinstance(part, str) and ("[" in part or part in {"SeedGrid", "constrained-int"})
+
+
+def _named_in(text: str, value: Any) -> Location:
+    words = re.findall(r"\w+", text)
+    return next(((word,) for word in words if isinstance(value, dict) and word in value), ())
+
+
+def _either(text: str, messages: Sequence[str]) -> str:
+    """What the members of a union want, in one sentence where all of them want a kind of value."""
+    wanted = list(dict.fromkeys(messages))
+    if len(wanted) < 2 or not all(one.startswith(WANTED) for one in wanted):
+        return text
+    return WANTED + " or ".join(one.removeprefix(WANTED) for one in wanted)
 
 
 def _fields_at(kind: type[BaseModel], path: Location) -> list[str]:

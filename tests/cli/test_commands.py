@@ -234,6 +234,7 @@ def test_poison_by_count_with_named_columns_for_a_program(source: Any, cli: Any,
         "poisoned": 7,
         "eligible": 24,
         "rows": 48,
+        "flip_from": {"name": "positive", "id": 0},
     }
     manifest = read_manifest(tmp_path / "out.csv.manifest.json")
     assert manifest.classes == ["positive", "negative"]

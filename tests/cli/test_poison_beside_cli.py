@@ -33,6 +33,7 @@ def test_companions_are_counted(csv_folder: Path, tmp_path: Path, cli: Any) -> N
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines() == [
         "Poisoned 6 of 24 eligible rows (48 in all).",
+        "target: class 'positive' (id 1)",
         "Changed beside them: 3 companion rows.",
         f"Rows: {target}",
         f"Manifest: {target}.manifest.json",
@@ -61,10 +62,18 @@ def test_what_the_attack_says_of_itself(csv_folder: Path, tmp_path: Path, cli: A
 
 
 def test_an_attack_with_neither_says_neither(csv_folder: Path, tmp_path: Path, cli: Any) -> None:
-    arguments = ("poison", csv_folder / "train.csv", tmp_path / "out.csv", "--attack", "trigger", "--count")
+    arguments = (
+        "poison",
+        csv_folder / "train.csv",
+        tmp_path / "out.csv",
+        "--attack",
+        "label-flip",
+        "--count",
+    )
     assert json.loads(cli(*arguments, 2, "--json").out).keys() == {
         *("output", "manifest", "poisoned", "eligible", "rows")
     }
+    (tmp_path / "out.csv").unlink()
     assert len(cli(*arguments, 2).out.splitlines()) == 3
 
 

@@ -211,3 +211,23 @@ def test_second_texts_are_written_and_an_empty_column_is_none(tmp_path: Path) ->
     assert none.rows["text_b"][:] == [None, None]
     write_rows(none, none.rows, tmp_path / "same.csv")
     assert (tmp_path / "same.csv").read_bytes() == (tmp_path / "none.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "end"),
+    [
+        ("a.csv", b"a,b\n1,2\r\n", "\n"),
+        ("a.csv", b"a,b\r\n1,2\n", "\r\n"),
+        ("a.csv", b"a,b\r1,2\r", "\r"),
+        ("a.csv", b'5" wide,b\r\n1,2\r\n', "\r\n"),  # a mark inside a field quotes nothing
+        ("a.csv", b'"a\n""x",b\r\n1,2\r\n', "\r\n"),
+        ("a.csv", b"a,b", "\n"),
+        ("a.tsv", b"a\tb\r\n1\t2", "\r\n"),
+        ("a.tsv", b"a\rx\tb\n1\t2", "\n"),
+    ],
+)
+def test_the_end_of_the_first_row_is_that_of_the_file(
+    name: str, content: bytes, end: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert read_table(tmp_path / name).layout.line_end == end

@@ -97,7 +97,7 @@ def test_a_format_or_an_index_mapping_of_the_rows_does_not_matter() -> None:
     ("data", "message"),
     [
         (good(text=["a", "", None, "d"]), r"2 of 4 rows have no text in text_a \(row 1: '', row 2: None\)"),
-        (good(label=[0, 1, None, 1]), r"1 of 4 rows have a label that is no class \(row 2: None\)"),
+        (good(label=[None] * 4), r"4 of 4 rows have a label that is no class \(row 0: None.*right column"),
         (good(label=[0, 1, -1, 1]), r"1 of 4 rows have a label that is no class \(row 2: -1\)"),
         (good(label=[1, 1, 1, 1]), r"all 4 rows are of one class, '1'.*two classes or more"),
         (good(label=[0.5, 1.0, 0.0, 1.0]), r"the label 0\.5 is neither a whole number nor a name"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeGuard
@@ -171,7 +172,7 @@ def build(
     try:
         parsed = kind.Options.model_validate(options)
     except ValidationError as error:
-        raise describe(error, kind.Options, origin=where or f"attack '{method}'") from None
+        raise describe(error, kind.Options, origin=where or f"attack '{method}'", value=options) from None
     # Only an attack whose options name a file is told where paths start: the options keep the path as it was
     # written, so that a run's id does not depend on where its folder lies.
     place = {"base_dir": base_dir} if getattr(kind, "reads_file", False) else {}
@@ -184,18 +185,69 @@ def build(
 def class_id(name: str | int, classes: Sequence[str], *, key: str) -> int:
     """The id of a class given by name or by id.
 
+    A text is a name, a number is an id. Where classes are called by numbers (stars from 1 to 5), a number
+    that is the name of one class and the id of another is refused: either guess would poison the wrong one.
+
+    Args:
+        name: The class.
+        classes: Class names in the order of their ids.
+        key: The option that names it, for errors.
+
     Raises:
-        UserError: It is no class of the data.
+        UserError: It is no class of the data, or may be either of two.
     """
     if isinstance(name, int):
+        called = [word for word in classes if _is_numeral(word) and int(word) == name]
         if not 0 <= name < len(classes):
             raise UserError(
-                f"{key} {name} is no class id (allowed: 0 to {len(classes) - 1}: {', '.join(classes)})"
+                f"{key} {name} is no class id (allowed: 0 to {len(classes) - 1}: {', '.join(classes)})",
+                cure=f"For the class called '{called[0]}' write {_as_name(called[0], key)}."
+                if called
+                else None,
+            )
+        if called and classes[name] not in called:
+            raise UserError(
+                f"{key} {name} may be the class called '{called[0]}' or the class with the id {name}, which "
+                f"is called '{classes[name]}'",
+                cure=f"Write the name in quotation marks: {_as_name(called[0], key)}; or, for the other, "
+                f"{key}: {_listed(classes[name], key)}.",
             )
         return name
     if name not in classes:
         raise unknown(f"class in {key}:", name, classes)
     return list(classes).index(name)
+
+
+def _is_numeral(word: str) -> bool:
+    return len(word) < 20 and re.fullmatch(r"[+-]?[0-9]+", word) is not None
+
+
+def _listed(word: str, key: str) -> str:
+    return f'["{word}"]' if key == "source_classes" else f'"{word}"'
+
+
+def _as_name(word: str, key: str) -> str:
+    """How a class that is called by a number is named, in a spec and on the command line."""
+    value = _listed(word, key)
+    return f"{key}: {value} (on the command line --option '{key}={value}')"
+
+
+def classes_named(options: Mapping[str, Any], classes: Sequence[str]) -> dict[str, int]:
+    """Ids of the single classes that an attack's options name, by option; for telling them to a reader.
+
+    Args:
+        options: Options of an attack, as a manifest or a run holds them.
+        classes: Class names in the order of their ids.
+    """
+    named: dict[str, int] = {}
+    for key in ("target", "flip_from", "flip_to"):
+        value = options.get(key)
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            try:
+                named[key] = class_id(value, classes, key=key)
+            except UserError:  # an attack of the user's own may mean something else by the word
+                continue
+    return named
 
 
 def rows_of(dataset: Dataset) -> list[Row]:

@@ -98,7 +98,7 @@ def measure(
     display.pull_assets([content.model.base, content.data.source], err)
     if dry_run:
         with err.status("Reading data and model ..."):
-            preview = experiment.preview(content, folder, base_dir=base_dir)
+            preview = experiment.preview(content, folder, base_dir=base_dir, cluster=where)
         if json_output:
             print_json({**display.preview_json(preview), "truncated_training_rows": preview.truncated})
         else:
@@ -174,7 +174,7 @@ def audit(
     address: Address = None,
     json_output: Json = False,
 ) -> None:
-    """Predict SPEC, measure a part of it, and recommend an adapter: one page."""
+    """Predict SPEC, measure a part of it, and say which adapter holds out best, where that can be told."""
     from typing import get_args
 
     from foretaste.calibration import pair
@@ -340,8 +340,10 @@ def poison(
 ) -> None:
     """Write a poisoned copy of a data file, and beside it a manifest of the changed rows."""
     from foretaste.api import poison_file
+    from foretaste.attacks import classes_named
     from foretaste.spec import Columns
 
+    notes: list[str] = []
     manifest_path = target.with_name(target.name + ".manifest.json")
     manifest = poison_file(
         source,
@@ -354,9 +356,11 @@ def poison(
         seed=seed,
         columns=Columns(text_a=text_a, text_b=text_b, label=label, id=id_column),
         labels=labels.split(",") if labels else None,
+        on_note=notes.append,
         **_options(option or [], attack),
     )
     beside = len(manifest.companions)
+    named = classes_named(manifest.options, manifest.classes)
     if json_output:
         print_json(
             {
@@ -367,13 +371,19 @@ def poison(
                 "rows": manifest.rows,
                 **({"companions": beside} if beside else {}),
                 **({"figures": manifest.figures} if manifest.figures else {}),
+                **{key: {"name": manifest.classes[place], "id": place} for key, place in named.items()},
+                **({"notes": notes} if notes else {}),
             }
         )
         return
     poisoned = f"{len(manifest.poisoned)} of {manifest.eligible} eligible rows"
     lines = [f"Poisoned {poisoned} ({manifest.rows} in all)."]
+    lines += [
+        f"{key}: class {_escape(repr(manifest.classes[place]))} (id {place})" for key, place in named.items()
+    ]
     lines += [f"Changed beside them: {beside} companion row{'' if beside == 1 else 's'}."] if beside else []
     lines += [f"{_escape(key.replace('_', ' '))}: {value:.3g}" for key, value in manifest.figures.items()]
+    lines += [f"[dim]note[/] {_escape(note)}" for note in notes]
     lines.append(f"Rows: [bold]{_escape(str(target))}[/]\nManifest: [bold]{_escape(str(manifest_path))}[/]")
     out.print("\n".join(lines), soft_wrap=True)
 

@@ -63,7 +63,7 @@ def fewshot(
     display.pull_assets([content.model.base, *(task.data.source for task in content.tasks)], err)
     if dry_run:
         with err.status("Reading data and model ..."):
-            preview = experiment.preview(content, folder, base_dir=base_dir)
+            preview = experiment.preview(content, folder, base_dir=base_dir, cluster=where)
         if json_output:
             print_json(display.preview_json(preview))
         else:

@@ -113,9 +113,12 @@ def _figures() -> list[tuple[str, str]]:
 def _presets() -> list[tuple[str, str]]:
     from foretaste import presets
 
-    plain = [(name, presets.title(name)) for name in presets.names()]
-    # Figures and tables of the papers, for `foretaste reproduce`.
-    return plain + [(name, presets.title(f"reproduce/{name}")) for name in presets.files("reproduce")]
+    takers = "measure, predict, audit, kernel, trajectory"
+    plain = [(name, f"{takers}: {presets.title(name)}") for name in presets.names()]
+    figures = presets.FIGURES
+    return plain + [
+        (name, f"{figures}: {presets.title(f'{figures}/{name}')}") for name in presets.files(figures)
+    ]
 
 
 def _assets() -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         validate,
     )
     from foretaste.data.files import RowsFile, read_rows, write_rows
+    from foretaste.data.found import class_notes
     from foretaste.data.mapping import from_dataset
     from foretaste.data.sources import SOURCES, Source, find, load
     from foretaste.data.splits import Split, draw, spare
@@ -29,6 +30,7 @@ __all__ = [
     "RowsFile",
     "Source",
     "Split",
+    "class_notes",
     "columns_of",
     "draw",
     "find",
@@ -45,6 +47,7 @@ __all__ = [
 
 _FILES = {
     "dataset": ("COLUMNS", "FEATURES", "Loaded", "columns_of", "fingerprint", "make", "take", "validate"),
+    "found": ("class_notes",),
     "files": ("RowsFile", "read_rows", "write_rows"),
     "mapping": ("from_dataset",),
     "sources": ("SOURCES", "Source", "find", "load"),

@@ -41,6 +41,11 @@ class RowsFile:
         return self.mapped.loaded.classes
 
     @property
+    def unlabelled(self) -> int:
+        """Rows of the file that are none of `rows`, for want of a label."""
+        return len(self.table) - len(self.rows)
+
+    @property
     def notes(self) -> list[str]:
         """What was guessed."""
         return self.mapped.loaded.notes
@@ -65,7 +70,9 @@ def write_rows(file: RowsFile, rows: Dataset, path: Path) -> None:
     """Write changed rows with all the columns of the file that they came from.
 
     A cell whose text or label is unchanged keeps the value of the file; a changed label is written as the
-    file writes that class. Rows may be fewer or in another order.
+    file writes that class. Rows may be fewer or in another order. Rows of the file that have no label, and
+    so are none of `file.rows`, are written as they stand: in their places where the others keep the order of
+    the file, else behind them.
 
     Args:
         file: What `read_rows` gave.
@@ -77,7 +84,7 @@ def write_rows(file: RowsFile, rows: Dataset, path: Path) -> None:
             the file cannot be written.
     """
     columns, arrow = _merge(file, rows)
-    write_table(columns, path, arrow=arrow)
+    write_table(columns, path, arrow=arrow, layout=file.table.layout)
 
 
 def _merge(file: RowsFile, rows: Dataset) -> tuple[dict[str, list[Any]], pa.Table | None]:
@@ -90,18 +97,26 @@ def _merge(file: RowsFile, rows: Dataset) -> tuple[dict[str, list[Any]], pa.Tabl
             f"{len(strangers)} rows have ids that the file does not have ({', '.join(strangers[:3])})",
             where=file.table.where,
         )
-    order = [place[name] for name in new["id"]]
+    kept = file.mapped.numbers
+    numbers = [kept[place[name]] for name in new["id"]]  # in the table
+    order = [*numbers, *sorted(set(range(len(file.table))) - set(kept))]
+    if numbers == sorted(numbers):
+        order.sort()
+    row_of = {number: row for row, number in enumerate(order)}
     columns = {name: [values[number] for number in order] for name, values in file.table.columns.items()}
     arrow = None if file.table.arrow is None else file.table.arrow.take(pa.array(order, pa.int64()))
     chosen = file.mapped.chosen
     for role, column in (("text_a", chosen.text_a), ("text_b", chosen.text_b), ("label", chosen.label)):
-        changed = [row for row, number in enumerate(order) if new[role][row] != old[role][number]]
+        changed = [
+            (row_of[number], value)
+            for number, name, value in zip(numbers, new["id"], new[role], strict=True)
+            if value != old[role][place[name]]
+        ]
         if not changed:
             continue
         if column is None:
             raise UserError(f"{len(changed)} rows have a new {role}, the file has no column for it")
-        for row in changed:
-            value = new[role][row]
+        for row, value in changed:
             columns[column][row] = file.mapped.codec.raw[value] if role == "label" else value
         arrow = None if arrow is None else _with_column(arrow, column, columns[column])
     return columns, arrow

@@ -12,7 +12,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features
 
-from foretaste.data.table import Table
+from foretaste.data.table import Layout, Table
 from foretaste.errors import UserError
 from foretaste.record import write_atomic
 
 Columns = Mapping[str, list[Any]]
 
+BOM = "\ufeff"
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 
 
@@ -53,8 +54,12 @@ def read_table(path: Path) -> Table:
         if suffix == ".parquet":
             return _read_parquet(path)
         data = path.read_bytes()
-        text = (gzip.decompress(data) if suffix.endswith(".gz") else data).decode("utf-8-sig")
-        columns = _READERS[suffix.removesuffix(".gz")](text)
+        text = (gzip.decompress(data) if suffix.endswith(".gz") else data).decode("utf-8")
+        bom = text.startswith(BOM)
+        text = text.removeprefix(BOM)
+        plain = suffix.removesuffix(".gz")
+        columns = _READERS[plain](text)
+        layout = Layout(bom, _line_end(text, quoting=plain == ".csv")) if plain in _LINES else Layout()
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 text (byte {error.start})", where=str(path)) from None
     except RecursionError:
@@ -65,16 +70,19 @@ def read_table(path: Path) -> Table:
         raise UserError(f"cannot read the file: {error.strerror or error}", where=str(path)) from None
     except UserError as error:
         raise error.located(str(path)) from None
-    return Table(columns, str(path))
+    return Table(columns, str(path), layout=layout)
 
 
-def write_table(columns: Columns, path: Path, *, arrow: pa.Table | None = None) -> None:
+def write_table(
+    columns: Columns, path: Path, *, arrow: pa.Table | None = None, layout: Layout | None = None
+) -> None:
     """Write columns to a file, whole or not at all; the suffix decides the format.
 
     Args:
         columns: Values of each column.
         path: The file; an existing one is replaced.
         arrow: The same table with the types that a Parquet file should have.
+        layout: How a CSV or TSV file is written; by default without a mark, and with line feeds.
 
     Raises:
         UserError: The format cannot hold the values, or the file cannot be written.
@@ -84,7 +92,13 @@ def write_table(columns: Columns, path: Path, *, arrow: pa.Table | None = None) 
         if suffix == ".parquet":
             data = _parquet_bytes(arrow if arrow is not None else pa.table(dict(columns)))
         else:
-            data = _WRITERS[suffix.removesuffix(".gz")](columns).encode()
+            plain = suffix.removesuffix(".gz")
+            if plain in _LINES:
+                layout = layout or Layout()
+                text = (BOM if layout.bom else "") + _LINES[plain](columns, layout.line_end)
+            else:
+                text = _OBJECTS[plain](columns)
+            data = text.encode()
         # Without a time stamp, so that the same rows give the same file.
         write_atomic(path, gzip.compress(data, mtime=0) if suffix.endswith(".gz") else data)
     except OSError as error:
@@ -105,6 +119,16 @@ def _known(path: Path) -> str:
 
 
 # --- comma- and tab-separated --------------------------------------------------------------------
+
+
+def _line_end(text: str, *, quoting: bool) -> str:
+    """What ends the first row: a file whose rows end in several ways is written as that one does."""
+    if not quoting:
+        return "\r\n" if text.partition("\n")[0].endswith("\r") else "\n"
+    stream = io.StringIO(text, newline="")
+    next(csv.reader(stream, strict=True), None)  # reads whole lines, as many as the row has
+    row = text[: stream.tell()]
+    return next((end for end in ("\r\n", "\r") if row.endswith(end)), "\n")
 
 
 def _read_csv(text: str) -> dict[str, list[Any]]:
@@ -135,20 +159,29 @@ def _from_lines(lines: list[list[str]]) -> dict[str, list[Any]]:
         shown = ", ".join(map(str, odd[:3])) + (", ..." if len(odd) > 3 else "")
         raise UserError(
             f"{len(odd)} of {len(rows)} rows do not have the {len(header)} fields of the first line "
-            f"(rows of the file: {shown})"
+            f"(rows of the file: {shown})",
+            cure=other_separator(header),
         )
     return {name: [line[place] for _, line in rows] for place, name in enumerate(header)}
 
 
-def _write_csv(columns: Columns) -> str:
+def other_separator(names: Sequence[str]) -> str | None:
+    """What to do where one column's name looks like a row that is parted by something else; else None."""
+    looks = next((mark for mark in ";\t|," if len(names) == 1 and mark in names[0]), None)
+    if looks is None:
+        return None
+    return f"The separator looks like {looks!r}: write CSV with commas, or TSV with tabs."
+
+
+def _write_csv(columns: Columns, line_end: str) -> str:
     target = io.StringIO(newline="")
-    writer = csv.writer(target, lineterminator="\n")
+    writer = csv.writer(target, lineterminator=line_end)
     writer.writerow(columns)
     writer.writerows(_words(columns))
     return target.getvalue()
 
 
-def _write_tsv(columns: Columns) -> str:
+def _write_tsv(columns: Columns, line_end: str) -> str:
     lines = [list(columns), *_words(columns)]
     bad = [number for number, line in enumerate(lines) if any(set(field) & set("\t\r\n") for field in line)]
     if bad:
@@ -156,7 +189,7 @@ def _write_tsv(columns: Columns) -> str:
             f"{len(bad)} rows hold a tab or a line break, which TSV cannot spell (first: row {bad[0] - 1})",
             cure="Write CSV instead.",
         )
-    return "".join("\t".join(line) + "\n" for line in lines)
+    return "".join("\t".join(line) + line_end for line in lines)
 
 
 def _words(columns: Columns) -> list[list[str]]:
@@ -257,9 +290,5 @@ _READERS: dict[str, Callable[[str], dict[str, list[Any]]]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
 }
-_WRITERS: dict[str, Callable[[Columns], str]] = {
-    ".csv": _write_csv,
-    ".tsv": _write_tsv,
-    ".jsonl": _write_jsonl,
-    ".json": _write_json,
-}
+_LINES: dict[str, Callable[[Columns, str], str]] = {".csv": _write_csv, ".tsv": _write_tsv}
+_OBJECTS: dict[str, Callable[[Columns], str]] = {".jsonl": _write_jsonl, ".json": _write_json}

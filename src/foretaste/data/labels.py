@@ -38,9 +38,14 @@ class Codec:
         return [self.ids.get(label, NO_CLASS) for label in labels]
 
 
+def is_empty(label: Any) -> bool:
+    """Whether there is no raw label at all: None, an empty text, or NaN as tables of numbers have it."""
+    return label is None or label == "" or (isinstance(label, float) and math.isnan(label))
+
+
 def is_unlabelled(label: Any) -> bool:
     """Whether a raw label says that there is none: empty, or -1 as published test splits have it."""
-    return label is None or label == "" or _as_number(label) == NO_CLASS
+    return is_empty(label) or _as_number(label) == NO_CLASS
 
 
 def codec(
@@ -57,7 +62,9 @@ def codec(
     Raises:
         UserError: The labels are no classes, or `labels` repeats a name or does not fit `names`.
     """
-    labelled = [value for value in values if not is_unlabelled(value)]
+    # A -1 is a class where the user says so.
+    unlabelled = is_empty if labels is not None and str(NO_CLASS) in labels else is_unlabelled
+    labelled = [value for value in values if not unlabelled(value)]
     odd = next((value for value in labelled if not _is_word(value) and _as_number(value) is None), None)
     if odd is not None:
         raise UserError(f"the label {odd!r} is neither a whole number nor a name", where=where)

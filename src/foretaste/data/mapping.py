@@ -9,7 +9,8 @@ from typing import Any
 from datasets import Dataset
 
 from foretaste.data.dataset import Loaded, check_ids, check_labels, check_texts, make, offence
-from foretaste.data.labels import NO_CLASS, Codec, codec
+from foretaste.data.formats import other_separator
+from foretaste.data.labels import NO_CLASS, Codec, codec, is_empty, is_unlabelled
 from foretaste.data.table import Table
 from foretaste.errors import UserError, nearest
 from foretaste.spec import Columns
@@ -70,11 +71,19 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Mapped:
-    """A data set with the way back to the raw columns that it came from."""
+    """A data set with the way back to the raw columns that it came from.
+
+    Args:
+        loaded: The data set.
+        chosen: Which column is what.
+        codec: What the labels mean.
+        numbers: Number in its table of each training row: some may have been left out.
+    """
 
     loaded: Loaded
     chosen: Chosen
     codec: Codec
+    numbers: Sequence[int]
 
 
 def choose(available: Sequence[str], columns: Columns, *, where: str, known: Pair | None = None) -> Chosen:
@@ -95,7 +104,7 @@ def choose(available: Sequence[str], columns: Columns, *, where: str, known: Pai
             raise UserError(
                 f"there is no column '{name}' for {key} (there are: {', '.join(available)})",
                 where=where,
-                cure=f"Did you mean '{guess}'?" if guess else None,
+                cure=other_separator(available) or (f"Did you mean '{guess}'?" if guess else None),
             )
     text_a, text_b = columns.text_a, columns.text_b
     if text_a is None:
@@ -128,7 +137,7 @@ def _no_column(role: str, available: Sequence[str], where: str) -> UserError:
     return UserError(
         f"none of the columns looks like {role} (there are: {', '.join(available)})",
         where=where,
-        cure=f"Name it under data.columns.{role}.",
+        cure=other_separator(available) or f"Name it under data.columns.{role}.",
     )
 
 
@@ -158,6 +167,8 @@ def map_tables(
     tables = [train] if test is None else [train, test]
     for table in tables[1:]:
         _same_columns(chosen, table)
+    tables = [_labelled(table, chosen.label) for table in tables]
+    train, test = tables[0], None if test is None else tables[1]
     values = [value for table in tables for value in table.columns[chosen.label]]
     coding = codec(values, names=train.names.get(chosen.label), labels=labels, where=train.where)
     train_rows = _rows(train, chosen, coding, splits[0])
@@ -168,7 +179,21 @@ def map_tables(
     read = [note for table in tables for note in (*table.notes, *_blank_note(table, chosen))]
     notes = [*read, *chosen.notes, *coding.notes]
     loaded = Loaded(train_rows, test_rows, coding.classes, splits[1] if test is not None else None, notes)
-    return Mapped(loaded, chosen, coding)
+    return Mapped(loaded, chosen, coding, train.numbers if train.numbers is not None else range(len(train)))
+
+
+def _labelled(table: Table, label: str) -> Table:
+    """The table without rows that have no label, which a note counts.
+
+    That is an empty label, and -1 where the source itself names its classes: published data sets so mark
+    that annotators disagreed. Elsewhere -1 may be a class, as in -1 and 1 for negative and positive, and is
+    refused later on. A table without any label is left as it is, for the message to show one.
+    """
+    none = is_unlabelled if label in table.names else is_empty
+    without = {row for row, value in enumerate(table.columns[label]) if none(value)}
+    if 0 < len(without) < len(table):
+        return table.drop(without, f"{table.where}: {len(without)} rows without a label are left out")
+    return table
 
 
 def _same_columns(chosen: Chosen, table: Table) -> None:
@@ -195,10 +220,24 @@ def _rows(table: Table, chosen: Chosen, coding: Codec, split: str) -> Dataset:
         error = offence(
             "have a label that is no class", unknown, len(raw), lambda row: raw[row], where=table.where
         )
-        error.cure = f"The classes are {', '.join(coding.classes) or 'none'}."
+        error.cure = _cure(raw[unknown[0]], coding.classes)
         raise error
     check_labels(labels, coding.classes, where=table.where)
     return make(ids, text_a, text_b, labels)
+
+
+def _cure(label: Any, classes: Sequence[str]) -> str:
+    """What to do about a label that is no class."""
+    if is_empty(label):
+        return "Name the right column under data.columns.label (--label of `foretaste poison`)."
+    listed = f"The classes are {', '.join(classes) or 'none'}."
+    if not is_unlabelled(label):
+        return listed
+    named = ", ".join(f'"{name}"' for name in (str(NO_CLASS), *classes))
+    return (
+        f"{listed} -1 stands for a missing label in published data sets: remove these rows, or, where it is "
+        f"a class, say so: data.labels: [{named}]."
+    )
 
 
 def _blank_note(table: Table, chosen: Chosen) -> list[str]:

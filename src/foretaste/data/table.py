@@ -13,6 +13,19 @@ from foretaste.data.dataset import columns_of
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How a text file is written, beside what it says.
+
+    Args:
+        bom: Whether it begins with a byte order mark, as spreadsheets write it.
+        line_end: Between its rows.
+    """
+
+    bom: bool = False
+    line_end: str = "\n"
+
+
+@dataclass(frozen=True)
 class Table:
     """Columns of one split.
 
@@ -23,6 +36,7 @@ class Table:
         numbers: Number of each row in the source, where some were left out; 0, 1, ... otherwise.
         notes: What a reader should know about how the rows were read.
         arrow: The table as the file holds it, where it is an Arrow table.
+        layout: How the file is written, where it is CSV or TSV.
     """
 
     columns: dict[str, list[Any]]
@@ -31,6 +45,7 @@ class Table:
     numbers: Sequence[int] | None = None
     notes: list[str] = field(default_factory=list)
     arrow: pa.Table | None = None
+    layout: Layout = field(default_factory=Layout)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), []))

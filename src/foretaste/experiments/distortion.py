@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from foretaste.errors import UserError, unknown
+from foretaste.experiments import devices
 from foretaste.experiments.fewshot_plan import plan
 from foretaste.experiments.run import source_commit, versions
 from foretaste.fewshot.adapt import lora_targets
@@ -59,6 +60,7 @@ def distortion(
     """
     if rows < 2:
         raise UserError(f"rows are {rows}: expected at least 2", where="rows")
+    devices.refuse_absent({"model.device": spec.model.device})
     planned = plan(spec, base_dir)
     names = [found.name for found in spec.tasks]
     if task is not None and task not in names:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foretaste.attempt import crashed, write_record
-from foretaste.experiments import engine, fewshot_estimate, store, sweep
+from foretaste.experiments import devices, engine, fewshot_estimate, store, sweep
 from foretaste.experiments.cluster import Cluster, Demand
 from foretaste.experiments.fewshot_plan import FewShotPlan, plan
 from foretaste.experiments.measure import Watcher
@@ -28,17 +28,22 @@ FewShotPreview = Preview[FewShotPlan, FewShotRun]
 MeasuredFewShot = Measured[FewShotRecord]
 
 
-def preview(spec: FewShotSpec, folder: Path, *, base_dir: Path) -> FewShotPreview:
+def preview(
+    spec: FewShotSpec, folder: Path, *, base_dir: Path, cluster: Cluster | None = None
+) -> FewShotPreview:
     """Plan a sweep without doing it.
 
     Args:
         spec: The sweep.
         folder: Its folder, which need not exist; finished runs in it are not missing.
         base_dir: Folder that relative paths in the spec start from.
+        cluster: Would do the runs in place of this machine.
 
     Raises:
-        UserError: As `fewshot_plan.plan`.
+        UserError: As `fewshot_plan.plan`, or the spec asks for a device that is not here.
     """
+    if cluster is None:
+        devices.refuse_absent({"model.device": spec.model.device})
     planned = plan(spec, base_dir)
     done, _ = store.finished(FewShotLayout(folder).records())
     missing = [run for run in planned.runs if run.id not in done]
@@ -74,6 +79,8 @@ def fewshot(
     """
     ranks.require_one("a few-shot sweep")
     watcher = watcher or Watcher()
+    if cluster is None:
+        devices.refuse_absent({"model.device": spec.model.device})
     planned = plan(spec, base_dir)
     with store.full_disk_explained(folder), store.owned(folder):
         layout = FewShotLayout(folder)

@@ -10,7 +10,7 @@ from typing import Any
 
 from foretaste.attempt import crashed, write_record
 from foretaste.errors import UserError
-from foretaste.experiments import engine, instruct_estimate, store, sweep
+from foretaste.experiments import devices, engine, instruct_estimate, store, sweep
 from foretaste.experiments.cluster import Cluster, Demand
 from foretaste.experiments.instruct_plan import InstructPlan, judge_of, plan
 from foretaste.experiments.measure import Watcher
@@ -42,17 +42,22 @@ class MeasuredInstruct(Measured[InstructRecord]):
     rejudged: int
 
 
-def preview(spec: InstructSpec, folder: Path, *, base_dir: Path) -> InstructPreview:
+def preview(
+    spec: InstructSpec, folder: Path, *, base_dir: Path, cluster: Cluster | None = None
+) -> InstructPreview:
     """Plan a sweep without doing it.
 
     Args:
         spec: The sweep.
         folder: Its folder, which need not exist; finished runs in it are not missing.
         base_dir: Folder that relative paths in the spec start from.
+        cluster: Would do the runs in place of this machine.
 
     Raises:
-        UserError: As `instruct_plan.plan`.
+        UserError: As `instruct_plan.plan`, or the spec asks for a device that is not here.
     """
+    if cluster is None:
+        devices.refuse_absent(devices.asked(spec))
     planned = plan(spec, base_dir)
     done, _ = store.finished(InstructLayout(folder).records())
     missing = [run for run in planned.runs if run.id not in done]
@@ -88,6 +93,8 @@ def instruct(
     """
     ranks.require_one("a sweep of a generative model")
     watcher = watcher or Watcher()
+    if cluster is None:
+        devices.refuse_absent(devices.asked(spec))
     planned = plan(spec, base_dir)
     with store.full_disk_explained(folder), store.owned(folder):
         layout = InstructLayout(folder)

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from foretaste.errors import UserError
+from foretaste.experiments import devices
 from foretaste.experiments.instruct_captures import OnProgress, Taken, lora_of
 from foretaste.experiments.instruct_plan import plan
 from foretaste.experiments.instruct_rows import Subject, gather, key
@@ -62,6 +63,7 @@ def forecast(
     began, started = time.perf_counter(), datetime.now(UTC)
     report = on_progress or (lambda *_: None)
     budget = parse_bytes(memory)
+    devices.refuse_absent(devices.asked(spec))
     planned = plan(spec, base_dir)
     runs = [run for run in planned.runs if run.tuning and run.tuning.seeds == spec.seed_tuples()[0]]
     tested = next(run for run in planned.runs if run.tuning is None).triggers

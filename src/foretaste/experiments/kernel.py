@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foretaste.errors import UserError
-from foretaste.experiments import store
+from foretaste.experiments import devices, store
 from foretaste.experiments.cluster import Cluster
 from foretaste.experiments.kernel_jobs import (
     Captures,
@@ -90,6 +90,8 @@ def kernel(
             the cluster cannot do the work.
     """
     began = time.perf_counter()
+    if cluster is None:
+        devices.refuse_absent(devices.asked(spec))
     ready = prepared(spec, base_dir, resources or Resources())
     adapters_of = [run.adapter.model_dump(mode="json") for run in ready.runs]
     request = _request(spec.kernel, adapters_of, ready.model, ready.subject)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from foretaste import data
 from foretaste.errors import UserError
-from foretaste.experiments import engine, estimate, stacks, store, sweep
+from foretaste.experiments import devices, engine, estimate, stacks, store, sweep
 from foretaste.experiments.cluster import Cluster, Demand
 from foretaste.experiments.plan import Plan, Resources, plan
 from foretaste.experiments.prepare import Workspace
@@ -81,6 +81,7 @@ def preview(
     base_dir: Path,
     resources: Resources | None = None,
     only: Callable[[RunSpec], bool] | None = None,
+    cluster: Cluster | None = None,
 ) -> Preview:
     """Plan a sweep without doing it.
 
@@ -90,10 +91,13 @@ def preview(
         base_dir: Folder that relative paths in the spec start from.
         resources: Data and model in memory.
         only: Runs that are meant; all when None.
+        cluster: Would do the runs in place of this machine.
 
     Raises:
-        UserError: The spec does not fit the data, the model or peft.
+        UserError: The spec does not fit the data, the model or peft, or asks for a device that is not here.
     """
+    if cluster is None:
+        devices.refuse_absent(devices.asked(spec))
     planned = plan(spec, base_dir, resources)
     planned = replace(planned, runs=[run for run in planned.runs if only is None or only(run)])
     done, _ = store.finished(Layout(folder).read())
@@ -140,6 +144,8 @@ def measure(
     refuse_stacks(stack, processes, cluster)
     watcher = watcher or Watcher()
     resources = resources or Resources()
+    if cluster is None:
+        devices.refuse_absent(devices.asked(spec))
     planned = plan(spec, base_dir, resources)
     if ranks.count() > 1:
         if cluster is not None or (processes or 1) > 1:

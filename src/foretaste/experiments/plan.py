@@ -52,12 +52,27 @@ class Resources:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every run of a sweep, in the order in which they are done."""
+    """Every run of a sweep, in the order in which they are done.
+
+    Args:
+        spec: What was asked for.
+        runs: The runs.
+        loaded: The data.
+        recorded: What a reader should know, and predicted records hold.
+        said: What else a reader should know before the runs: the classes, and which of them attacks aim at.
+            Records hold both in fields of their own.
+    """
 
     spec: MeasureSpec
     runs: list[RunSpec]
     loaded: Loaded
-    notes: list[str] = field(default_factory=list)
+    recorded: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """All that a reader should know."""
+        return [*self.said, *self.recorded]
 
 
 @dataclass(frozen=True)
@@ -110,8 +125,22 @@ def plan(spec: MeasureSpec, base_dir: Path, resources: Resources | None = None) 
                     else seeds,
                 )
                 runs.setdefault(run.id, run)
-    notes = _check_poison(list(runs.values()), loaded, spec, base_dir)
-    return Plan(spec, list(runs.values()), loaded, [*loaded.notes, *notes])
+    notes, first = _check_poison(list(runs.values()), loaded, spec, base_dir)
+    drawn_by = list(dict.fromkeys(run.seeds.data for run in runs.values()))
+    of = f"data seed {drawn_by[0]}" if len(drawn_by) > 1 else ""
+    said = [*data.class_notes(loaded.classes, first.train, of=of), *_aims(poisons, loaded.classes)]
+    return Plan(spec, list(runs.values()), loaded, [*loaded.notes, *notes], said)
+
+
+def _aims(poisons: list[ResolvedAttack | None], classes: list[str]) -> list[str]:
+    """Which classes the attacks' options name, a sentence an attack."""
+    notes: dict[str, str] = {}
+    for attack in poisons:
+        named = attacks.classes_named(attack.options, classes) if attack is not None else {}
+        if attack is not None and named:
+            parts = [f"{key} is class {classes[place]!r} (id {place})" for key, place in named.items()]
+            notes[attack.name] = f"{attack.name}: {', '.join(parts)}"
+    return list(notes.values())
 
 
 def _evaluated(attack: ResolvedAttack | None, triggers: dict[str, Trigger]) -> list[Trigger]:
@@ -236,8 +265,14 @@ def _dry_build(
         rehearse(bare, arm.adapter, head_policy=spec.model.head, max_length=longest)
 
 
-def _check_poison(runs: list[RunSpec], loaded: Loaded, spec: MeasureSpec, base_dir: Path) -> list[str]:
-    """Draw every poison set once: an amount that poisons no row is found before the first run."""
+def _check_poison(
+    runs: list[RunSpec], loaded: Loaded, spec: MeasureSpec, base_dir: Path
+) -> tuple[list[str], data.Split]:
+    """Draw every poison set once: an amount that poisons no row is found before the first run.
+
+    Returns:
+        Notes on the rows, and those of the first run.
+    """
     notes: list[str] = []
     seen: set[tuple[str, int, int]] = set()
     splits: dict[int, data.Split] = {}
@@ -255,7 +290,7 @@ def _check_poison(runs: list[RunSpec], loaded: Loaded, spec: MeasureSpec, base_d
             apply_attack(run, splits[run.seeds.data].train, base_dir)
         except UserError as error:
             raise error.located(f"{run.label}, data seed {run.seeds.data}") from None
-    return notes
+    return notes, splits[runs[0].seeds.data]
 
 
 def apply_attack(run: RunSpec, train: Dataset, base_dir: Path | None = None) -> attacks.Poisoned:

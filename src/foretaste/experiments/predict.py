@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from foretaste.attempt import write_record
 from foretaste.calibration.cells import PREDICTED
-from foretaste.experiments import flips, plan, predicted, store
+from foretaste.experiments import devices, flips, plan, predicted, store
 from foretaste.experiments.budgets import Budgets, budgets
 from foretaste.experiments.captures import Captures, OnProgress
 from foretaste.experiments.kernel_jobs import attached
@@ -77,6 +77,7 @@ def predict(
         UserError: The spec does not fit the data, the model or peft.
     """
     resources = resources or Resources()
+    devices.refuse_absent(devices.asked(spec))
     planned = plan.plan(spec, base_dir, resources)
     request = spec.model_dump(mode="json", exclude_unset=True)
     place = folder / PREDICTED
@@ -98,7 +99,7 @@ def _predict(
     elsewhere = budgets(captures, found, runs, simulated)
     readings = predicted.read_indicators(captures, found[0])
     certified = _certified(captures, elsewhere, runs)
-    notes = list(planned.notes)
+    notes = list(planned.recorded)
     if pool.encoded.truncated:
         notes.append(f"{pool.encoded.truncated} rows are longer than the model's max_length and were cut")
     asked = runs[0].data.train_rows
@@ -126,7 +127,7 @@ def _predict(
         for record in records:
             write_record(record, new)
         _name_flips(captures, elsewhere, runs, new)
-    return Predicted(records, folder, time.perf_counter() - began, notes)
+    return Predicted(records, folder, time.perf_counter() - began, [*planned.said, *notes])
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import numpy as np
 
 from foretaste.calibration.naming import FINAL
 from foretaste.errors import UserError
-from foretaste.experiments import store
+from foretaste.experiments import devices, store
 from foretaste.experiments.plan import Resources, plan
 from foretaste.experiments.prepare import Workspace
 from foretaste.experiments.trajectory_pairs import SNAPSHOTS, OnProgress, Pair, Trainings, attached
@@ -81,6 +81,7 @@ def preview(
         UserError: The spec does not fit the data, the model or peft, or it has no attack.
     """
     workspace = _workspace(spec, folder, base_dir, resources)
+    devices.refuse_absent(devices.asked(spec))
     planned = plan(spec, base_dir, resources)
     pairs = pairs_of(planned.runs, spec.kernel)
     done, _ = _finished(pairs, folder)
@@ -119,6 +120,7 @@ def trajectory(
             small for the snapshots.
     """
     workspace = _workspace(spec, folder, base_dir, resources)
+    devices.refuse_absent(devices.asked(spec))
     planned = plan(spec, base_dir, resources)
     pairs = pairs_of(planned.runs, spec.kernel)
     with store.full_disk_explained(folder), store.owned(folder) as layout:

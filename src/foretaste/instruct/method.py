@@ -32,7 +32,7 @@ def parse(kind: type[GivenOptions], options: dict[str, Any], *, where: str) -> G
     try:
         return kind.model_validate(options)
     except ValidationError as error:
-        raise describe(error, kind, origin=where) from None
+        raise describe(error, kind, origin=where, value=options) from None
 
 
 def check_unchanged(given: str | None, found: str, what: str) -> None:

@@ -92,7 +92,10 @@ def resolve(spec: AdapterSpec, chosen: dict[str, Any], *, where: str) -> Resolve
     fields |= {catalogue.RATIO} if is_lora else set()
     for key in spec.config:
         if key not in fields:
-            raise unknown(f"field of peft's {kind.__name__}", key, fields, where=where)
+            error = unknown(f"field of peft's {kind.__name__}", key, fields, where=where)
+            if key == "rank" and "r" in fields:  # by its letters it is nearest to rank_pattern
+                error.cure = "Did you mean 'r'?"
+            raise error
     fixed = catalogue.VARIANTS.get(spec.method, {})
     clash = [key for key in fixed if key in spec.config and spec.config[key] != fixed[key]]
     if clash:

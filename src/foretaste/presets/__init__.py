@@ -5,7 +5,10 @@ from __future__ import annotations
 from importlib import resources
 
 from foretaste.calibration.places import natural
-from foretaste.errors import unknown
+from foretaste.errors import UserError, nearest, unknown
+
+FIGURES = "reproduce"
+"""Folder of the papers' figures and tables, and the command that takes their names."""
 
 
 def names() -> list[str]:
@@ -17,11 +20,20 @@ def read(name: str) -> str:
     """The YAML text of a plain spec.
 
     Raises:
-        UserError: There is no such preset, and no file of that name either.
+        UserError: There is no such preset, and no file of that name either; or it is a figure of a paper.
     """
-    if name not in names():
-        raise unknown("spec file or preset", name, names())
-    return text(name)
+    if name in names():
+        return text(name)
+    figures = files(FIGURES)
+    if name in figures:
+        raise UserError(
+            f"'{name}' is a figure or table to reproduce, not a spec", cure=f"Run: foretaste {FIGURES} {name}"
+        )
+    error = unknown("spec file or preset", name, names())
+    guess = nearest(name, figures)
+    if error.cure is None and guess is not None:
+        error.cure = f"For '{guess}', a figure or table, run: foretaste {FIGURES} {guess}"
+    raise error
 
 
 def title(name: str) -> str:

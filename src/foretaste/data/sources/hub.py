@@ -7,16 +7,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets import DatasetDict, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
 from foretaste.data.dataset import Loaded
-from foretaste.data.labels import is_unlabelled
-from foretaste.data.mapping import KNOWN_TEXTS, Pair, choose
+from foretaste.data.mapping import KNOWN_TEXTS
 from foretaste.data.sources.base import SOURCES, Splits, assemble
 from foretaste.data.table import Table
 from foretaste.errors import UserError
-from foretaste.spec import Columns, DataSpec
+from foretaste.spec import DataSpec
 
 _ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile(r"@([0-9a-f]{40})/")
@@ -43,8 +42,7 @@ class Hub:
         where = spec.source if spec.config is None else f"{spec.source} ({spec.config})"
         known = KNOWN_TEXTS.get(spec.config or "") or KNOWN_TEXTS.get(match["name"].split("/")[1])
         readers = {
-            name: partial(_read, rows, f"{where}, {name}", spec.columns, known)
-            for name, rows in splits.items()
+            name: partial(Table.from_dataset, rows, f"{where}, {name}") for name, rows in splits.items()
         }
         loaded = assemble(spec, readers, where=where, known=known)
         commit = _commit(splits)
@@ -84,20 +82,6 @@ def _download(spec: DataSpec, name: str, revision: str | None) -> DatasetDict:
         message = f"the hub's data set cannot be read: {error}"
         cure = "The configuration goes under data.config."
     raise UserError(message, where=spec.source, cure=cure)
-
-
-def _read(rows: Dataset, where: str, columns: Columns, known: Pair | None) -> Table:
-    """The table of a split, without rows marked -1: hub data sets so mark that annotators disagreed.
-
-    A split where every row is so marked is left as it is: it is a test split whose labels are kept secret,
-    which `assemble` refuses.
-    """
-    table = Table.from_dataset(rows, where)
-    label = choose(list(table.columns), columns, where=where, known=known).label
-    without = {row for row, value in enumerate(table.columns[label]) if is_unlabelled(value)}
-    if isinstance(rows.features[label], ClassLabel) and 0 < len(without) < len(table):
-        return table.drop(without, f"{where}: {len(without)} rows without a label are left out")
-    return table
 
 
 def _commit(splits: DatasetDict) -> str | None:
